@@ -1,0 +1,36 @@
+# Plain go lines. `make help` explains each target.
+GO    ?= go
+TOOLS := $(GO) tool -modfile=.ci/tools/go.mod
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test race e2e bench fuzz generate check
+
+help: ## say what each target does
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+build: ## the binary, at bin/raftmine
+	$(GO) build -trimpath -o bin/raftmine ./cmd/raftmine
+
+run: build ## a web service, 3 servers and 2 miners mine 5 real blocks on this machine
+	bin/raftmine run --blocks 5
+
+test: ## all tests that every change must pass; under 5 minutes on 2 cores
+	$(GO) test -timeout 10m ./...
+
+race: ## the same with the race detector
+	$(GO) test -race -timeout 20m ./...
+
+e2e: ## the longer end-to-end tests: more rounds, real processes
+	RAFTMINE_E2E=full $(GO) test -count=1 -timeout 40m -run 'TestEndToEnd|TestTwoServers' -v ./cmd/raftmine
+
+bench: ## speed: kernels, search loop, group commit, coordinator, a cluster with 1,000 and 5,000 miners
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+fuzz: ## each fuzz target for 30 seconds
+	.ci/fuzz 30s
+
+generate: ## generated code from the proto files
+	.ci/generate
+
+check: ## format, vet on every platform, staticcheck, proto lint, generated code up to date
+	.ci/check
