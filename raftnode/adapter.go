@@ -1,0 +1,112 @@
+package raftnode
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/raft"
+
+	"raftmine/fsm"
+)
+
+// ErrReplicaStopped: an entry or a snapshot could not be understood, and nothing was applied after it. Another version
+// of the software may understand it.
+var ErrReplicaStopped = errors.New("replica stopped")
+
+// replica is the state machine that Raft drives. After the first entry that it cannot apply it applies nothing more and
+// takes no snapshot, so a restart meets the same entry again.
+type replica struct {
+	mu    sync.RWMutex // guards state: Apply and Restore write, View and Snapshot read
+	state *fsm.State
+
+	failOnce sync.Once
+	failed   chan struct{} // closed by fail
+	reason   error         // valid once failed is closed
+
+	applied func(index uint64, events []fsm.Event) // on Raft's goroutine, in log order, without mu
+}
+
+func newReplica(applied func(uint64, []fsm.Event)) *replica {
+	return &replica{state: fsm.New(), failed: make(chan struct{}), applied: applied}
+}
+
+// Apply implements raft.FSM. It returns []fsm.Outcome or an error.
+func (r *replica) Apply(log *raft.Log) any {
+	if err := r.failure(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	result, err := r.state.Apply(log.Index, log.Term, log.Data)
+	r.mu.Unlock()
+	if err != nil {
+		// The error says index and format version.
+		return r.fail(fmt.Errorf("%w at index %d: %w", ErrReplicaStopped, log.Index, err))
+	}
+	if len(result.Events) > 0 {
+		r.applied(log.Index, result.Events)
+	}
+	return result.Outcomes
+}
+
+// Snapshot implements raft.FSM: a copy now, written later.
+func (r *replica) Snapshot() (raft.FSMSnapshot, error) {
+	if err := r.failure(); err != nil {
+		return nil, err
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return persistedSnapshot{r.state.Snapshot()}, nil
+}
+
+// Restore implements raft.FSM. The state is replaced whole or not at all.
+func (r *replica) Restore(source io.ReadCloser) error {
+	defer source.Close()
+	if err := r.failure(); err != nil {
+		return err
+	}
+	state, err := fsm.ReadSnapshot(source)
+	if err != nil {
+		return r.fail(fmt.Errorf("%w at a snapshot: %w", ErrReplicaStopped, err))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state = state
+	return nil
+}
+
+func (r *replica) view(read func(fsm.View)) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	read(r.state)
+}
+
+func (r *replica) fail(err error) error {
+	r.failOnce.Do(func() {
+		r.reason = err
+		close(r.failed)
+	})
+	return r.reason
+}
+
+// failure returns why the replica stopped; nil: it did not.
+func (r *replica) failure() error {
+	select {
+	case <-r.failed:
+		return r.reason
+	default:
+		return nil
+	}
+}
+
+type persistedSnapshot struct{ snapshot *fsm.Snapshot }
+
+// Persist implements raft.FSMSnapshot. Raft closes the sink, or cancels it on an error.
+func (s persistedSnapshot) Persist(sink raft.SnapshotSink) error {
+	_, err := s.snapshot.WriteTo(sink)
+	return err
+}
+
+// Release implements raft.FSMSnapshot.
+func (s persistedSnapshot) Release() {}

@@ -1,0 +1,66 @@
+package coordinator
+
+import (
+	"math"
+	"time"
+)
+
+// How the speed of a miner is learned. Tuning.
+const (
+	speedSmoothing = 0.5                    // weight of the newest answer
+	speedStep      = 4.0                    // one answer moves the speed by this factor at most
+	assumedRate    = 5e6                    // nonces a second and thread, of a miner that does not know its speed yet
+	firstWork      = 500 * time.Millisecond // how much work such a miner is granted first
+	maxClaimedRate = 1e8                    // nonces a second and thread: a claim above is not believed
+)
+
+// firstSpeed guesses the speed of a miner that has not answered yet, in nonces a second. What it reports is believed up
+// to a bound; without a report the guess is so low that the first grant is firstWork of an ordinary miner's work.
+func firstSpeed(threads int, reported float64, grantTime time.Duration) float64 {
+	cores := float64(max(threads, 1))
+	if reported > 0 {
+		return min(reported, maxClaimedRate*cores)
+	}
+	return assumedRate * cores * min(1, firstWork.Seconds()/grantTime.Seconds())
+}
+
+// nextSpeed learns from one answer: nonces were searched in elapsed. The first answer replaces the guess, later ones are
+// smoothed; no answer moves the speed by more than speedStep, up or down, so that one odd answer does little.
+func nextSpeed(speed float64, measured bool, nonces uint64, elapsed time.Duration) float64 {
+	sample := float64(nonces) / max(elapsed, time.Microsecond).Seconds()
+	if speed <= 0 {
+		return sample
+	}
+	sample = min(max(sample, speed/speedStep), speed*speedStep)
+	if !measured {
+		return sample
+	}
+	return speed + speedSmoothing*(sample-speed)
+}
+
+// sizing is what the size of one grant depends on.
+type sizing struct {
+	speed     float64 // of the miner, nonces a second
+	total     float64 // of all connected miners, this one included
+	pending   uint64  // chunks that nobody holds
+	chunkSize uint64  // nonces
+	target    time.Duration
+	limit     uint64 // chunks
+}
+
+// chunks returns the size of the next grant in chunks, at least 1. It is target worth of the miner's work, but never more
+// than half of the miner's share of what is pending: guided self-scheduling (Polychronopoulos and Kuck, 1987), with
+// shares by speed. So the grants shrink for everybody towards the end of the range, all of them of the same duration, and
+// the last ones are single chunks: nobody waits long for a straggler.
+func (s sizing) chunks() uint64 {
+	size := s.speed * s.target.Seconds() / float64(s.chunkSize)
+	share := float64(s.pending) / 2
+	if s.total > s.speed {
+		share *= s.speed / s.total
+	}
+	size = min(size, share, float64(s.limit))
+	if !(size > 1) { // NaN as well
+		return 1
+	}
+	return uint64(math.Floor(size))
+}

@@ -1,0 +1,43 @@
+// Package coordinator is what a leader does in one term: it gets the block from the web service, opens the job, grants
+// ranges to miners, takes and checks their answers, submits the solution, and goes on to the next block. It knows no Raft:
+// it is given a Proposer, a BlockSource, and a context that ends with the leadership.
+//
+// # What is state and what is memory
+//
+// What must survive the leader is in fsm.State and is changed through the Proposer alone; which range a grant gets is
+// decided there. Sessions, deadlines and speeds are the coordinator's memory, rebuilt by New from the state: every miner
+// that holds ranges has a full lease to come back. Memory may be wrong about the state for a while, after a commit whose
+// outcome is unknown; it is compared with the state each heartbeat. It decides only what is proposed, never what is true.
+//
+// # What is promised to a miner
+//
+// An Acknowledgement with Committed or Duplicate is sent only after the answer was committed. Every answer gets exactly one
+// acknowledgement on the stream it came on, unless that stream ends first. A range is sent only after its grant was
+// committed. An Interrupt drops ranges, never answers: an answer that is on its way is still acknowledged.
+// A wrong answer changes nothing but the miner's strikes; with fsm.MaxStrikes its stream ends with ErrMinerRefused.
+//
+// # Leases
+//
+// A miner that is silent for LeaseHeartbeats heartbeats, connected or not, loses its ranges, and so does one that answers
+// heartbeats but finishes nothing for AnswerTimeout. A stream that breaks may be resumed within the lease by the same
+// process (its instance id): it keeps what it says it holds and is sent again what it does not. Another process of the
+// same name gets the ranges released, and is refused while the first one is still connected.
+//
+// # One block
+//
+// The job loop asks the state what comes next, so it can be stopped anywhere and taken up by the next leader:
+// no open job: ask the web service, OpenJob; open: look at the web service each heartbeat, close the job when it asks for
+// another block or another number of bits, roll the timestamp when everything is finished; solved: Submitting,
+// VerifyLeader, submit, Submitted. OpenJob and Roll travel in one entry with the grants of the waiting miners, Solve in one
+// entry with Submitting, Finish with the next GrantWork, so that a new job costs few commits.
+//
+// Between the commit of a solution and its verdict the web service is asked for its block for two reasons only: to find
+// out what came of a submission whose answer was lost, and to tell wrong from stale. That request's answer opens no job.
+//
+// # Goroutines and locks
+//
+// Run owns three goroutines: the job loop, the grant loop (which batches releases and grants of all waiting miners into
+// one Propose at a time), and the sweep (heartbeats and leases). A session has none of its own; its caller brings one for
+// Receive and one that drains Outgoing. One mutex guards all memory. Proposer.View may be called under it; Propose,
+// VerifyLeader and the block source never are.
+package coordinator

@@ -1,0 +1,349 @@
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"raftmine/fsm"
+)
+
+// When a server counts as silent. Tuning.
+const (
+	missedHeartbeats = 3 // in a row
+	refusedDials     = 2 // in a row
+	stableHeartbeats = 2 // answered in a row, before a server counts as up
+)
+
+// peerSet is what this server knows of the others by its own heartbeats. Every server keeps it, so a new leader need not
+// begin at nothing.
+type peerSet struct {
+	mu   sync.Mutex
+	byID map[uint64]*peer
+}
+
+// peer is one other server. Its fields are guarded by peerSet.mu; kick and end are constant.
+type peer struct {
+	id   uint64
+	kick chan struct{} // cap 1: send a heartbeat at once
+	end  context.CancelFunc
+
+	answered int       // heartbeats in a row
+	missed   int       // heartbeats in a row
+	refused  int       // dials in a row; 0 as soon as anything else happens
+	since    time.Time // of the first answer of the run
+	last     time.Time // of the last answer, of a heartbeat or of a question in between
+	report   ServerReport
+	left     bool // it announced a stop, and has not answered otherwise since
+}
+
+func (s *peerSet) init() { s.byID = make(map[uint64]*peer) }
+
+// get returns a copy of what is known of a server.
+func (s *peerSet) get(id uint64) (peer, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.byID[id]
+	if !ok {
+		return peer{}, false
+	}
+	return *p, true
+}
+
+func (s *peerSet) leaving(id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p, ok := s.byID[id]; ok {
+		p.left, p.answered = true, 0
+	}
+}
+
+func (s *peerSet) kick(id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p, ok := s.byID[id]; ok {
+		poke(p.kick)
+	}
+}
+
+// stable reports whether the server answered for two heartbeats and means to stay.
+func (p *peer) stable(heartbeat time.Duration) bool {
+	return p.answered >= stableHeartbeats && !p.left && p.last.Sub(p.since) >= heartbeat*9/10
+}
+
+// fresh reports whether the last heartbeat was answered.
+func (p *peer) fresh() bool { return p.missed == 0 && !p.last.IsZero() }
+
+// silence says why the server counts as down; empty: it does not.
+func (p *peer) silence(heartbeat time.Duration) string {
+	switch {
+	case p.refused >= refusedDials:
+		return "its port refuses"
+	case p.missed >= missedHeartbeats:
+		return fmt.Sprintf("silent for %v", missedHeartbeats*heartbeat)
+	}
+	return ""
+}
+
+// serverIDs returns the members, by id.
+func (n *Node) serverIDs() []uint64 {
+	var ids []uint64
+	n.View(func(v fsm.View) {
+		for _, row := range v.Servers() {
+			if row.Member {
+				ids = append(ids, row.ID)
+			}
+		}
+	})
+	return ids
+}
+
+// othersWanted are the servers that get heartbeats: members, those in Raft's configuration (the table is empty until
+// the log is replayed), and whoever was heard of lately, perhaps after a removal.
+func (n *Node) othersWanted() []uint64 {
+	ids := append(n.serverIDs(), n.book.known()...)
+	for _, server := range n.configuration() {
+		ids = append(ids, serverID(server.ID))
+	}
+	slices.Sort(ids)
+	return slices.DeleteFunc(slices.Compact(ids), func(id uint64) bool { return id == n.id || id == 0 })
+}
+
+// keepHeartbeats runs one goroutine for each other server, until ctx ends.
+func (n *Node) keepHeartbeats(ctx context.Context) {
+	var work sync.WaitGroup
+	defer work.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	timer := time.NewTicker(n.config.Heartbeat)
+	defer timer.Stop()
+	for {
+		wanted := n.othersWanted()
+		n.peers.mu.Lock()
+		for id, p := range n.peers.byID {
+			if !slices.Contains(wanted, id) {
+				p.end()
+				delete(n.peers.byID, id)
+			}
+		}
+		for _, id := range wanted {
+			if n.peers.byID[id] != nil {
+				continue
+			}
+			peerCtx, end := context.WithCancel(ctx)
+			p := &peer{id: id, kick: make(chan struct{}, 1), end: end}
+			n.peers.byID[id] = p
+			work.Go(func() { n.heartbeats(peerCtx, p) })
+		}
+		n.peers.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			n.peers.mu.Lock()
+			n.peers.init()
+			n.peers.mu.Unlock()
+			return
+		case <-timer.C:
+			n.log.Debug("leader computed", "leader", n.computedLeader())
+		case <-n.regroup:
+		}
+	}
+}
+
+func (n *Node) computedLeader() (id uint64) {
+	n.View(func(v fsm.View) { id = v.LowestUp() })
+	return id
+}
+
+// heartbeats sends one server a heartbeat at once, and then each interval or when it is kicked.
+func (n *Node) heartbeats(ctx context.Context, p *peer) {
+	defer p.end()
+	for regular := true; ; {
+		next := time.NewTimer(n.config.Heartbeat)
+		n.beat(ctx, p, regular)
+		select {
+		case <-ctx.Done():
+		case <-next.C:
+			regular = true
+		case <-p.kick:
+			regular = false
+		}
+		next.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// beat sends one heartbeat. Only regular ones count as missed.
+func (n *Node) beat(ctx context.Context, p *peer, regular bool) {
+	sent := time.Now()
+	address := n.book.address(p.id)
+	report, err := n.ask(ctx, p.id, address)
+	if ctx.Err() != nil {
+		return
+	}
+	n.log.Debug("heartbeat sent", "to", p.id, "address", address, "answered", err == nil, "error", err)
+	if n.config.Observer != nil {
+		n.config.Observer.Heartbeat(n.id, p.id, err == nil)
+	}
+	refused := 0
+	if err != nil {
+		n.book.dialFailed(address)
+		refused = n.probe(ctx, address, err)
+	}
+	n.peers.mu.Lock()
+	p.refused = refused
+	if err != nil {
+		p.answered = 0
+		if regular {
+			p.missed++
+		}
+	} else {
+		if p.answered == 0 {
+			p.since = sent
+		}
+		p.answered++
+		p.take(report)
+	}
+	n.peers.mu.Unlock()
+	poke(n.govern)
+}
+
+// take records an answer.
+func (p *peer) take(report ServerReport) {
+	p.missed, p.refused = 0, 0
+	p.last = time.Now()
+	p.report = report
+	if p.left = report.Stopping; p.left {
+		p.answered = 0
+	}
+}
+
+// ask sends one heartbeat and checks that the right server answered.
+func (n *Node) ask(ctx context.Context, id uint64, address string) (ServerReport, error) {
+	if address == "" {
+		return ServerReport{}, errUnknownAddress
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.config.Heartbeat)
+	defer cancel()
+	report, err := n.config.Peers.Heartbeat(ctx, address, n.heartbeatRequest())
+	switch {
+	case err != nil:
+		return ServerReport{}, err
+	case report.ClusterID != n.clusterID:
+		return ServerReport{}, fmt.Errorf("server at %s: %w", address, ErrForeignCluster)
+	case id != 0 && report.ServerID != id:
+		return ServerReport{}, fmt.Errorf("server %d answered at the address of server %d, %s", report.ServerID, id, address)
+	}
+	return report, nil
+}
+
+// probe counts how often the port of a server that did not answer refuses: twice means that no process listens there.
+func (n *Node) probe(ctx context.Context, address string, cause error) int {
+	if address == "" {
+		return 0
+	}
+	refused := 0
+	if errors.Is(cause, syscall.ECONNREFUSED) {
+		refused++
+	}
+	for refused < refusedDials {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		err := n.config.Probe(ctx, address)
+		cancel()
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return 0
+		}
+		refused++
+	}
+	return refused
+}
+
+func (n *Node) heartbeatRequest() HeartbeatRequest {
+	_, leader := n.raft.LeaderWithID()
+	request := HeartbeatRequest{
+		ClusterID:     n.clusterID,
+		ServerID:      n.id,
+		Address:       n.config.Advertise,
+		Term:          n.raft.CurrentTerm(),
+		LeaderID:      serverID(leader),
+		SentUnixMilli: uint64(max(0, n.config.Now().UnixMilli())),
+	}
+	var up []uint64
+	n.View(func(v fsm.View) {
+		for _, row := range v.Servers() {
+			if row.Up {
+				up = append(up, row.ID)
+			}
+		}
+	})
+	for _, id := range up {
+		request.ServerAddresses = append(request.ServerAddresses, n.book.address(id))
+	}
+	return request
+}
+
+// HandleHeartbeat answers another server's heartbeat, and remembers where it came from.
+func (n *Node) HandleHeartbeat(request HeartbeatRequest) (ServerReport, error) {
+	if err := n.alive(); err != nil {
+		return ServerReport{}, err
+	}
+	switch {
+	case request.ClusterID != n.clusterID:
+		return ServerReport{}, fmt.Errorf("heartbeat of server %d refused: it belongs to cluster %s, this is %s: %w",
+			request.ServerID, request.ClusterID, n.clusterID, ErrForeignCluster)
+	case request.ServerID == 0:
+		return ServerReport{}, errors.New("heartbeat refused: it has no server id")
+	case request.ServerID == n.id:
+		return ServerReport{}, fmt.Errorf("heartbeat refused: it says server %d, which is this one", n.id)
+	}
+	n.log.Debug("heartbeat received", "from", request.ServerID, "address", request.Address)
+	n.book.hear(request.ServerID, request.Address)
+	if n.config.Observer != nil {
+		n.config.Observer.Heartbeat(request.ServerID, n.id, true)
+	}
+	// One that was silent, or that nobody here knows, is asked back at once: it has just come.
+	if p, ok := n.peers.get(request.ServerID); !ok {
+		poke(n.regroup)
+	} else if !p.fresh() {
+		n.peers.kick(request.ServerID)
+	}
+	return n.report(), nil
+}
+
+func (n *Node) report() ServerReport {
+	_, leader := n.raft.LeaderWithID()
+	return ServerReport{
+		ClusterID:        n.clusterID,
+		ServerID:         n.id,
+		Address:          n.config.Advertise,
+		Term:             n.raft.CurrentTerm(),
+		LeaderID:         serverID(leader),
+		ComputedLeaderID: n.computedLeader(),
+		LastIndex:        n.raft.LastIndex(),
+		AppliedIndex:     n.raft.AppliedIndex(),
+		DataDir:          n.config.DataDir.Path(),
+		Host:             n.config.Host,
+		Stopping:         n.stopping.Load(),
+	}
+}
+
+// findOthers asks the addresses that were given to join, while no leader is known: after a restart all the others may
+// be elsewhere.
+func (n *Node) findOthers(ctx context.Context) {
+	for ok := len(n.config.Join) > 0; ok; ok = sleep(ctx, n.config.Heartbeat) {
+		if _, leader := n.raft.LeaderWithID(); leader != "" {
+			continue
+		}
+		for _, address := range n.config.Join {
+			if report, err := n.ask(ctx, 0, address); err == nil {
+				n.book.hear(report.ServerID, report.Address)
+				poke(n.regroup)
+			}
+		}
+	}
+}

@@ -1,0 +1,136 @@
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"raftmine/fsm"
+)
+
+const (
+	joinPauseFirst = 50 * time.Millisecond
+	joinPauseMost  = time.Second
+	joinTryTimeout = 5 * time.Second
+)
+
+// askToJoin asks one server after the other for an id, following hints to the leader, until one gives it. The request
+// id makes asking again harmless.
+func (n *Node) askToJoin(ctx context.Context, requestID fsm.ID) (JoinReply, error) {
+	seeds := n.config.Join
+	if len(seeds) == 0 {
+		return JoinReply{}, errors.New("join: no server to ask is known: give one, or bootstrap a new cluster")
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.config.JoinTimeout)
+	defer cancel()
+	request := JoinRequest{
+		RequestID:       requestID,
+		Address:         n.config.Advertise,
+		DataDir:         n.config.DataDir.Path(),
+		Host:            n.config.Host,
+		SoftwareVersion: n.config.Version,
+	}
+	started := time.Now()
+	var last error
+	for pause := joinPauseFirst; ; pause = min(2*pause, joinPauseMost) {
+		ask := slices.Clone(seeds)
+		for i := 0; i < len(ask) && i < 2*len(seeds)+2; i++ { // hints may go in circles
+			reply, err := n.askOne(ctx, ask[i], request)
+			if err == nil {
+				n.log.Info("joined cluster", "cluster", reply.ClusterID, "server_id", reply.ServerID, "from", ask[i])
+				return reply, nil
+			}
+			if errors.Is(err, ErrJoinRefused) {
+				return JoinReply{}, fmt.Errorf("join %s: %w", ask[i], err)
+			}
+			if ctx.Err() == nil || last == nil {
+				last = fmt.Errorf("%s: %w", ask[i], err)
+			}
+			var other *NotLeaderError
+			if errors.As(err, &other) && other.Address != "" && !slices.Contains(ask, other.Address) {
+				ask = append(ask, other.Address)
+			}
+		}
+		if pause == joinPauseFirst {
+			n.log.Info("waiting for a leader to join", "asked", strings.Join(seeds, ","), "error", last)
+		}
+		if !sleep(ctx, pause) {
+			return JoinReply{}, fmt.Errorf("join %s: gave up after %v: %w", strings.Join(seeds, ","),
+				time.Since(started).Round(100*time.Millisecond), last)
+		}
+	}
+}
+
+func (n *Node) askOne(ctx context.Context, address string, request JoinRequest) (JoinReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTryTimeout)
+	defer cancel()
+	reply, err := n.config.Peers.Join(ctx, address, request)
+	if err != nil {
+		return JoinReply{}, err
+	}
+	if reply.ClusterID == "" || reply.ServerID == 0 {
+		return JoinReply{}, errors.New("the reply has no id")
+	}
+	return reply, nil
+}
+
+// HandleJoin gives a server its id: the next one, or the one that its request id was given before. Any other than the
+// leader answers with a *NotLeaderError.
+func (n *Node) HandleJoin(ctx context.Context, request JoinRequest) (JoinReply, error) {
+	if err := n.alive(); err != nil {
+		return JoinReply{}, err
+	}
+	if request.RequestID == (fsm.ID{}) || request.DataDir == "" {
+		return JoinReply{}, fmt.Errorf("%w: the request has no id or no data directory", ErrJoinRefused)
+	}
+	if err := checkAdvertised(request.Address); err != nil {
+		return JoinReply{}, fmt.Errorf("%w: %w", ErrJoinRefused, err)
+	}
+	outcomes, err := n.Propose(ctx, fsm.AddServer{
+		RequestID: request.RequestID,
+		Address:   request.Address,
+		DataDir:   request.DataDir,
+		Host:      request.Host,
+	})
+	if errors.Is(err, fsm.ErrUnfitEntry) {
+		return JoinReply{}, fmt.Errorf("%w: %w", ErrJoinRefused, err)
+	}
+	if err != nil {
+		return JoinReply{}, fmt.Errorf("add server at %s: %w", request.Address, err)
+	}
+	outcome := outcomes[0]
+	if outcome.Code != fsm.Done && outcome.Code != fsm.Duplicate {
+		return JoinReply{}, fmt.Errorf("%w: %s", ErrJoinRefused, outcome.Detail)
+	}
+	n.book.hear(outcome.ServerID, request.Address)
+	poke(n.regroup)
+	n.log.Info("server joins", "joining_id", outcome.ServerID, "address", request.Address,
+		"version", request.SoftwareVersion)
+	reply := JoinReply{ClusterID: n.clusterID, ServerID: outcome.ServerID}
+	for _, id := range n.serverIDs() {
+		if id != outcome.ServerID {
+			reply.Servers = append(reply.Servers, ServerAddress{ServerID: id, Address: n.book.address(id)})
+		}
+	}
+	return reply, nil
+}
+
+// HandleLeave records a planned stop. Leader only.
+func (n *Node) HandleLeave(ctx context.Context, request LeaveRequest) error {
+	if err := n.alive(); err != nil {
+		return err
+	}
+	if request.ClusterID != n.clusterID {
+		return fmt.Errorf("leave of server %d refused: it belongs to cluster %s, this is %s: %w",
+			request.ServerID, request.ClusterID, n.clusterID, ErrForeignCluster)
+	}
+	n.peers.leaving(request.ServerID)
+	_, err := n.Propose(ctx, fsm.ServerDown{ServerID: request.ServerID, Reason: "stopped"})
+	if err != nil {
+		return fmt.Errorf("record stop of server %d: %w", request.ServerID, err)
+	}
+	return nil
+}

@@ -1,0 +1,366 @@
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"raftmine/fsm"
+)
+
+const (
+	// retryFirst and retryMost bound the pause before what failed within a term is tried again.
+	retryFirst = 100 * time.Millisecond
+	retryMost  = 5 * time.Second
+	// transferPauseFirst and transferPauseMost bound the pause after a leadership transfer. It doubles with each one, and
+	// a quiet while of transferPauseMost forgets them.
+	transferPauseFirst = time.Second
+	transferPauseMost  = time.Minute
+	// transferCatchUp is how long a transfer waits for its target, with proposals held.
+	transferCatchUp = time.Second
+	// stopTimeout bounds a planned stop.
+	stopTimeout = 2 * time.Second
+)
+
+// Run does this server's duties until ctx ends, the node is closed or its replica stops: heartbeats, and, while it leads, the
+// membership and lead. Lead is called once this server took office, with a context that ends with the leadership; Run
+// waits for it, and calls it again when it returns early. Run returns nil, or why the replica stopped; it is called once.
+func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint64) error) error {
+	n.running.Lock()
+	defer n.running.Unlock()
+	if err := n.alive(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.ctx, cancel)()
+	var work sync.WaitGroup
+	work.Go(func() { n.keepHeartbeats(ctx) })
+	work.Go(func() { n.findOthers(ctx) })
+	work.Go(func() {
+		n.book.run(ctx, n.config.Heartbeat, func(err error) {
+			n.log.Debug("local environment has damaged entries", "error", err)
+		})
+	})
+	work.Go(func() { n.watchLeadership(ctx, lead) })
+	if n.onlyVoter() {
+		// Nobody else could win or object, so there is nothing to wait for.
+		if err := n.callElection(ctx, n.id); err != nil {
+			n.log.Debug("immediate election failed, waiting for the timeout", "error", err)
+		}
+	}
+	select {
+	case <-ctx.Done():
+	case <-n.replica.failed:
+		cancel()
+	}
+	work.Wait()
+	return n.replica.failure()
+}
+
+// watchLeadership runs one term after the other. LeaderCh holds the last change only, so a loss and a gain in quick
+// succession come as a gain: it ends the term before.
+func (n *Node) watchLeadership(ctx context.Context, lead func(context.Context, uint64) error) {
+	end := func() {}
+	defer func() { end() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case leading := <-n.raft.LeaderCh():
+			end()
+			end = func() {}
+			if !leading {
+				continue
+			}
+			termCtx, cancel := context.WithCancel(ctx)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				n.serveTerm(termCtx, lead)
+			}()
+			end = func() { cancel(); <-done }
+		}
+	}
+}
+
+// serveTerm is one leadership: take office, then govern and lead until ctx ends.
+func (n *Node) serveTerm(ctx context.Context, lead func(context.Context, uint64) error) {
+	term, ok := n.takeOffice(ctx)
+	if !ok {
+		return
+	}
+	n.log.Info("leading", "term", term)
+	n.term.Store(term)
+	var work sync.WaitGroup
+	work.Go(func() { n.governTerm(ctx) })
+	for pause := retryFirst; ctx.Err() == nil; pause = min(2*pause, retryMost) {
+		started := time.Now()
+		err := lead(ctx, term)
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(started) > retryMost {
+			pause = retryFirst
+		}
+		n.log.Warn("leader's work ended early, starting it again", "term", term, "error", err)
+		sleep(ctx, pause)
+	}
+	<-ctx.Done()
+	n.term.Store(0)
+	work.Wait()
+	n.log.Info("leadership over", "term", term)
+}
+
+// takeOffice waits until everything of earlier terms is applied, and commits the term's first entry. The first entry of
+// all also opens the cluster and gives this server its id.
+func (n *Node) takeOffice(ctx context.Context) (term uint64, ok bool) {
+	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
+		if n.stopping.Load() {
+			return 0, false // an office would only be in the way of those who stay
+		}
+		term, err := n.tryTakeOffice(ctx)
+		if err == nil {
+			return term, true
+		}
+		if ctx.Err() != nil || n.raft.State() != raft.Leader || n.replica.failure() != nil {
+			return 0, false
+		}
+		n.log.Warn("taking office failed, trying again", "error", err)
+		if !sleep(ctx, pause) {
+			return 0, false
+		}
+	}
+}
+
+func (n *Node) tryTakeOffice(ctx context.Context) (term uint64, err error) {
+	if err := n.Barrier(ctx); err != nil {
+		return 0, err
+	}
+	term = n.raft.CurrentTerm()
+	var clusterID string
+	n.View(func(v fsm.View) { clusterID = v.ClusterID() })
+	commands := []fsm.Command{fsm.TakeOffice{ServerID: n.id}, fsm.ServerUp{ServerID: n.id}}
+	switch clusterID {
+	case n.clusterID:
+	case "":
+		commands = []fsm.Command{
+			fsm.OpenCluster{ClusterID: n.clusterID},
+			fsm.TakeOffice{ServerID: n.id},
+			fsm.AddServer{
+				RequestID: n.requestID,
+				Address:   n.config.Advertise,
+				DataDir:   n.config.DataDir.Path(),
+				Host:      n.config.Host,
+			},
+			fsm.ServerUp{ServerID: n.id},
+		}
+	default:
+		return 0, n.replica.fail(fmt.Errorf("%w: the log is of cluster %s, server.json says %s: %w",
+			ErrReplicaStopped, clusterID, n.clusterID, ErrForeignCluster))
+	}
+	outcomes, err := n.commits.propose(ctx, term, commands)
+	if err != nil {
+		return 0, err
+	}
+	for i, outcome := range outcomes {
+		if add, ok := commands[i].(fsm.AddServer); ok && outcome.ServerID != n.id {
+			return 0, n.replica.fail(fmt.Errorf("%w: the first server, %s, was given id %d, not %d",
+				ErrReplicaStopped, add.Address, outcome.ServerID, n.id))
+		}
+		if outcome.Code != fsm.Done && outcome.Code != fsm.Duplicate {
+			return 0, fmt.Errorf("take office: %s", outcome.Detail)
+		}
+	}
+	return term, nil
+}
+
+// transferPace spaces the transfers that the rule asks for.
+type transferPace struct {
+	pause time.Duration
+	next  time.Time
+}
+
+func (p *transferPace) ready(now time.Time) bool { return !now.Before(p.next) }
+
+func (p *transferPace) attempt(now time.Time) {
+	if p.pause == 0 || now.Sub(p.next) > transferPauseMost {
+		p.pause = transferPauseFirst
+	} else {
+		p.pause = min(2*p.pause, transferPauseMost)
+	}
+	p.next = now.Add(p.pause)
+}
+
+// preferLowest hands leadership to the lowest id that is up, when that is another, a voter, caught up and stable.
+func (n *Node) preferLowest(ctx context.Context, servers []raft.Server) {
+	lowest := n.computedLeader()
+	if lowest == 0 || lowest == n.id || n.stopping.Load() || !n.transferTry.ready(time.Now()) {
+		return
+	}
+	p, ok := n.peers.get(lowest)
+	if !ok || !p.fresh() || !p.stable(n.config.Heartbeat) || !isVoter(servers, lowest) || !n.caughtUp(p.report) {
+		return
+	}
+	n.transferTry.attempt(time.Now())
+	if err := n.transfer(ctx, lowest); err != nil && ctx.Err() == nil {
+		n.log.Info("leadership transfer did not succeed", "to", lowest, "error", err)
+	}
+}
+
+var errNoTakeover = errors.New("it did not take over")
+
+// transfer hands leadership to a voter by Raft's own message for it, without the library's transfer state, which can
+// wedge a leader for good (hashicorp/raft issue 696): hold the proposals, wait until nothing is in flight and the target
+// has our last entry, then tell it to call an election. Proposals go on when it did not take over.
+func (n *Node) transfer(ctx context.Context, target uint64) error {
+	n.transferMu.Lock()
+	defer n.transferMu.Unlock()
+	n.log.Debug("leadership transfer begins", "to", target)
+	defer n.commits.resume()
+	waiting, cancel := context.WithTimeout(ctx, transferCatchUp)
+	defer cancel()
+	if err := n.commits.pause(waiting); err != nil {
+		return fmt.Errorf("wait for entries in flight: %w", err)
+	}
+	for {
+		report, err := n.ask(waiting, target, n.book.address(target))
+		if err != nil {
+			return fmt.Errorf("ask how far it is: %w", err)
+		}
+		if report.Stopping {
+			return errors.New("it is stopping")
+		}
+		// The same term: its log has no suffix of another leader.
+		if report.LastIndex == n.raft.LastIndex() && report.Term == n.raft.CurrentTerm() {
+			break
+		}
+		if !sleep(waiting, 2*time.Millisecond) {
+			return fmt.Errorf("it lags: it has entry %d, the last one is %d", report.LastIndex, n.raft.LastIndex())
+		}
+	}
+	if n.raft.State() != raft.Leader {
+		return nil
+	}
+	if err := n.callElection(ctx, target); err != nil {
+		return fmt.Errorf("send timeout-now: %w", err)
+	}
+	took := time.NewTimer(n.config.RaftElection)
+	defer took.Stop()
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for n.raft.State() == raft.Leader {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-took.C:
+			return errNoTakeover
+		case <-look.C:
+		}
+	}
+	n.log.Info("leadership handed over", "to", target)
+	return nil
+}
+
+// callElection makes a voter, this server or another, stand for election at once, past pre-vote and leader stickiness.
+// It must not be sent to a non-voter: Raft checks nothing there.
+func (n *Node) callElection(ctx context.Context, id uint64) error {
+	request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
+		ProtocolVersion: raft.ProtocolVersionMax,
+		ID:              []byte(raftID(n.id)),
+		Addr:            []byte(n.transport.LocalAddr()),
+	}}
+	return n.await(ctx, func() error {
+		var response raft.TimeoutNowResponse
+		return n.transport.TimeoutNow(raftID(id), raftAddress(id, n.book.address(id)), request, &response)
+	})
+}
+
+// onlyVoter reports whether this server is the cluster's only voter.
+func (n *Node) onlyVoter() bool {
+	voters := 0
+	for _, server := range n.configuration() {
+		if server.Suffrage == raft.Voter {
+			voters++
+		}
+	}
+	return voters == 1 && isVoter(n.configuration(), n.id)
+}
+
+// Stop announces a planned stop: it hands leadership to another voter that is up, if this server leads, and has it committed
+// that this server is down. It stays a voter. It takes at most 2 s; Close follows in any case. After StopCluster there
+// is nothing to announce.
+func (n *Node) Stop(ctx context.Context) error {
+	if err := n.alive(); err != nil {
+		return err
+	}
+	n.stopping.Store(true)
+	var stopped bool
+	n.View(func(v fsm.View) { stopped = v.Stopped() })
+	if stopped {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	if n.raft.State() == raft.Leader {
+		if heir := n.heir(); heir != 0 {
+			if err := n.transfer(ctx, heir); err != nil {
+				n.log.Info("leadership not handed over before the stop", "to", heir, "error", err)
+			}
+		}
+	}
+	var last error
+	for pause := retryFirst / 4; ; pause = min(2*pause, retryMost) {
+		last = n.announceStop(ctx)
+		if last == nil || errors.Is(last, ErrOutcomeUnknown) || !sleep(ctx, pause) {
+			break
+		}
+	}
+	if last != nil {
+		return fmt.Errorf("announce stop: %w", last)
+	}
+	return nil
+}
+
+func (n *Node) announceStop(ctx context.Context) error {
+	if n.term.Load() != 0 {
+		_, err := n.Propose(ctx, fsm.ServerDown{ServerID: n.id, Reason: "stopped"})
+		return err
+	}
+	_, id := n.raft.LeaderWithID()
+	leader := serverID(id)
+	if leader == 0 || leader == n.id {
+		return &NotLeaderError{}
+	}
+	return n.config.Peers.Leave(ctx, n.book.address(leader), LeaveRequest{ClusterID: n.clusterID, ServerID: n.id})
+}
+
+// heir returns the lowest other voter that is up and answers; 0: there is none.
+func (n *Node) heir() (id uint64) {
+	servers := n.configuration()
+	n.View(func(v fsm.View) {
+		for _, row := range v.Servers() {
+			if p, ok := n.peers.get(row.ID); row.Up && row.ID != n.id && ok && p.fresh() && !p.left && isVoter(servers, row.ID) {
+				id = row.ID
+				return
+			}
+		}
+	})
+	return id
+}
+
+// StopCluster commits that all servers are about to be stopped on purpose. Leader only.
+func (n *Node) StopCluster(ctx context.Context, reason string) error {
+	outcomes, err := n.Propose(ctx, fsm.ClusterStop{Reason: fsm.Line(reason)})
+	if err != nil {
+		return fmt.Errorf("stop cluster: %w", err)
+	}
+	if code := outcomes[0].Code; code != fsm.Done && code != fsm.Duplicate {
+		return fmt.Errorf("stop cluster: %s", outcomes[0].Detail)
+	}
+	return nil
+}

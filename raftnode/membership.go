@@ -1,0 +1,233 @@
+package raftnode
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"raftmine/fsm"
+)
+
+const (
+	// caughtUpEntries is how far behind a server may be and count as caught up. Tuning.
+	caughtUpEntries = 128
+	// catchUpLook is how often the leader asks a server that catches up how far it is.
+	catchUpLook = 20 * time.Millisecond
+)
+
+// governTerm keeps the server table and Raft's configuration true while this server leads. All changes of the
+// configuration come from here, one at a time.
+func (n *Node) governTerm(ctx context.Context) {
+	var work sync.WaitGroup
+	defer work.Wait()
+	n.lookAround(ctx, &work)
+	for {
+		catchingUp := n.governOnce(ctx)
+		pause := n.config.Heartbeat
+		if catchingUp {
+			pause = min(pause, catchUpLook)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-n.govern:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// lookAround finds out at once who is there. A dead server's port refuses; one that answers nothing takes its time.
+func (n *Node) lookAround(ctx context.Context, work *sync.WaitGroup) {
+	n.peers.mu.Lock()
+	defer n.peers.mu.Unlock()
+	for id, p := range n.peers.byID {
+		poke(p.kick)
+		work.Go(func() {
+			if refused := n.probe(ctx, n.book.address(id), nil); refused >= refusedDials {
+				n.peers.mu.Lock()
+				p.refused, p.answered = refused, 0
+				n.peers.mu.Unlock()
+				poke(n.govern)
+			}
+		})
+	}
+}
+
+// governOnce looks at every server and commits what changed. It reports whether a server is being caught up.
+func (n *Node) governOnce(ctx context.Context) (catchingUp bool) {
+	servers := n.configuration()
+	var rows []fsm.Server
+	n.View(func(v fsm.View) { rows = v.Servers() })
+	var commands []fsm.Command
+	for _, row := range rows {
+		if row.ID == n.id {
+			commands = append(commands, n.governSelf(row)...)
+			continue
+		}
+		p, ok := n.peers.get(row.ID)
+		if !ok {
+			continue
+		}
+		commands = append(commands, n.judge(row, p, servers)...)
+	}
+	n.commit(ctx, commands)
+	for _, row := range rows {
+		if row.ID == n.id || !row.Member || isVoter(servers, row.ID) {
+			continue
+		}
+		if p, ok := n.peers.get(row.ID); ok && p.fresh() && !p.left {
+			catchingUp = n.bringIn(ctx, p, servers) || catchingUp
+			servers = n.configuration()
+		}
+	}
+	if !catchingUp {
+		n.preferLowest(ctx, servers)
+	}
+	return catchingUp
+}
+
+// governSelf keeps the leader's own row true.
+func (n *Node) governSelf(row fsm.Server) []fsm.Command {
+	return n.moved(row, n.report())
+}
+
+// judge says what the table must learn of another server.
+func (n *Node) judge(row fsm.Server, p peer, servers []raft.Server) (commands []fsm.Command) {
+	if row.Up {
+		if reason := p.silence(n.config.Heartbeat); reason != "" {
+			return []fsm.Command{fsm.ServerDown{ServerID: row.ID, Reason: reason}}
+		}
+	}
+	if !p.fresh() || p.left {
+		return nil
+	}
+	commands = n.moved(row, p.report)
+	if !row.Member {
+		return append(commands, fsm.ReadmitServer{ServerID: row.ID})
+	}
+	if !row.Up && isVoter(servers, row.ID) && p.stable(n.config.Heartbeat) && n.caughtUp(p.report) {
+		commands = append(commands, fsm.ServerUp{ServerID: row.ID})
+	}
+	return commands
+}
+
+// moved updates a row that differs from what the server says of itself.
+func (n *Node) moved(row fsm.Server, report ServerReport) []fsm.Command {
+	if row.Address == report.Address && row.DataDir == report.DataDir && row.Host == report.Host {
+		return nil
+	}
+	return []fsm.Command{fsm.UpdateServer{
+		ServerID: row.ID,
+		Address:  report.Address,
+		DataDir:  report.DataDir,
+		Host:     report.Host,
+	}}
+}
+
+func (n *Node) commit(ctx context.Context, commands []fsm.Command) {
+	if len(commands) == 0 {
+		return
+	}
+	outcomes, err := n.Propose(ctx, commands...)
+	if err != nil {
+		if ctx.Err() == nil {
+			n.log.Warn("server table not updated, trying again", "error", err)
+		}
+		return
+	}
+	for i, outcome := range outcomes {
+		switch command := commands[i].(type) {
+		case fsm.ServerUp:
+			n.log.Info("server up", "peer", command.ServerID)
+		case fsm.ServerDown:
+			n.log.Info("server down", "peer", command.ServerID, "reason", command.Reason)
+		case fsm.ReadmitServer:
+			n.log.Info("server readmitted", "peer", command.ServerID)
+		}
+		if outcome.Code != fsm.Done && outcome.Code != fsm.Duplicate {
+			n.log.Warn("server table not updated", "detail", outcome.Detail)
+		}
+	}
+}
+
+// bringIn makes a member that answers a non-voter, and a non-voter that has caught up a voter: one that died after it was
+// given an id, or that has an empty log, would only weaken the majority. It reports whether there is more to do soon.
+func (n *Node) bringIn(ctx context.Context, p peer, servers []raft.Server) bool {
+	address := raftAddress(p.id, p.report.Address)
+	if !isConfigured(servers, p.id) {
+		if err := n.reconfigure(ctx, p.id, "non-voter", func(prev uint64) raft.IndexFuture {
+			return n.raft.AddNonvoter(raftID(p.id), address, prev, n.config.TransportTimeout)
+		}); err != nil {
+			return false
+		}
+	}
+	last := n.raft.LastIndex()
+	report, err := n.ask(ctx, p.id, n.book.address(p.id))
+	if err != nil {
+		n.peers.kick(p.id)
+		return false
+	}
+	n.peers.took(p.id, report)
+	if report.Stopping {
+		return false
+	}
+	if report.LastIndex+caughtUpEntries < last || report.Term != n.raft.CurrentTerm() || report.LastIndex == 0 {
+		return true
+	}
+	err = n.reconfigure(ctx, p.id, "voter", func(prev uint64) raft.IndexFuture {
+		return n.raft.AddVoter(raftID(p.id), address, prev, n.config.TransportTimeout)
+	})
+	return err != nil && ctx.Err() == nil
+}
+
+// reconfigure changes Raft's configuration and waits until that is committed.
+func (n *Node) reconfigure(ctx context.Context, id uint64, as string, change func(prev uint64) raft.IndexFuture) error {
+	err := n.await(ctx, func() error { return change(0).Error() })
+	switch {
+	case err == nil:
+		n.log.Info("server added to the group", "peer", id, "as", as)
+		poke(n.govern)
+	case ctx.Err() == nil:
+		n.log.Warn("group not changed", "peer", id, "as", as, "error", err)
+	}
+	return err
+}
+
+func (s *peerSet) took(id uint64, report ServerReport) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p, ok := s.byID[id]; ok {
+		p.take(report)
+	}
+}
+
+// caughtUp compares a report with this leader's log. The report is some milliseconds old, so a server that keeps pace with
+// a busy leader counts.
+func (n *Node) caughtUp(report ServerReport) bool {
+	return report.AppliedIndex+caughtUpEntries >= n.raft.AppliedIndex() &&
+		report.LastIndex+caughtUpEntries >= n.raft.LastIndex()
+}
+
+func isConfigured(servers []raft.Server, id uint64) bool {
+	for _, server := range servers {
+		if serverID(server.ID) == id {
+			return true
+		}
+	}
+	return false
+}
+
+func isVoter(servers []raft.Server, id uint64) bool {
+	for _, server := range servers {
+		if serverID(server.ID) == id {
+			return server.Suffrage == raft.Voter
+		}
+	}
+	return false
+}

@@ -1,0 +1,393 @@
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"raftmine/fsm"
+)
+
+func strike(i int) fsm.Command { return fsm.Strike{Miner: fmt.Sprint("miner-", i), Reason: "test"} }
+
+func TestServersJoinInOrderAndVote(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		c := newTestCluster(t, 3)
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("three voters only after %v", took)
+		}
+		c.wait("all are up on every server", func() bool { return c.up(1, 2, 3) })
+		if took := time.Since(began); took < DefaultHeartbeat {
+			t.Errorf("up after %v: that is not stable for two heartbeats", took)
+		}
+		c.wait("all have the same state", c.same)
+		for _, s := range c.servers {
+			status := s.node.Status()
+			if status.LeaderID != 1 || status.ComputedLeaderID != 1 || status.LeaderAddress != c.servers[0].node.Address() {
+				t.Errorf("status of server %d: %+v", s.node.ID(), status)
+			}
+			if s.node.ClusterID() != c.servers[0].node.ClusterID() {
+				t.Errorf("server %d is in another cluster", s.node.ID())
+			}
+		}
+		c.servers[1].node.View(func(v fsm.View) {
+			if v.Office().ServerID != 1 || v.ClusterID() != c.servers[0].node.ClusterID() {
+				t.Errorf("office %+v of cluster %q", v.Office(), v.ClusterID())
+			}
+			for _, row := range v.Servers() {
+				s := c.servers[row.ID-1]
+				if row.Address != s.node.Address() || row.DataDir != s.dir || row.Host.MachineID != "machine" || !row.Member {
+					t.Errorf("row of server %d: %+v", row.ID, row)
+				}
+			}
+		})
+		o := c.servers[1].observer
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if !slices.IsSorted(o.indexes) {
+			t.Errorf("events out of order: %v", o.indexes)
+		}
+		for _, pair := range [][2]uint64{{1, 2}, {2, 1}, {2, 3}, {3, 2}} {
+			if o.beats[pair] < 2 {
+				t.Errorf("%d heartbeats from %d to %d seen", o.beats[pair], pair[0], pair[1])
+			}
+		}
+	})
+}
+
+func TestJoinRequestSentAgainGetsTheSameID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		leader := c.servers[0].node
+		request := JoinRequest{RequestID: fsm.ID{7}, Address: "127.0.0.1:9", DataDir: "/d"}
+		for range 3 {
+			reply, err := leader.HandleJoin(t.Context(), request)
+			if err != nil || reply.ServerID != 2 || reply.ClusterID != leader.ClusterID() {
+				t.Fatalf("reply %+v, %v", reply, err)
+			}
+			if len(reply.Servers) != 1 || reply.Servers[0] != (ServerAddress{1, leader.Address()}) {
+				t.Errorf("servers %v", reply.Servers)
+			}
+		}
+		request.RequestID = fsm.ID{8}
+		if reply, err := leader.HandleJoin(t.Context(), request); err != nil || reply.ServerID != 3 {
+			t.Errorf("another server: %+v, %v", reply, err)
+		}
+		// Both are dead: they are never made voters.
+		time.Sleep(time.Minute)
+		if voters := leader.Status().Voters; !slices.Equal(voters, []uint64{1}) {
+			t.Errorf("voters %v", voters)
+		}
+		if !c.leads(1) {
+			t.Error("the leader is gone")
+		}
+	})
+}
+
+func TestSenselessJoinIsRefusedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		before := c.servers[0].node.Status().LastIndex
+		for _, request := range []JoinRequest{
+			{},
+			{RequestID: fsm.ID{1}, Address: "127.0.0.1:1"},
+			{RequestID: fsm.ID{1}, DataDir: "/d", Address: "nonsense"},
+			{RequestID: fsm.ID{1}, DataDir: "/d", Address: "0.0.0.0:80"},
+			{RequestID: fsm.ID{1}, DataDir: "/d", Address: strings.Repeat("a", 300) + ":1"},
+		} {
+			if _, err := c.servers[0].node.HandleJoin(t.Context(), request); !errors.Is(err, ErrJoinRefused) {
+				t.Errorf("%+v: %v", request, err)
+			}
+		}
+		if after := c.servers[0].node.Status().LastIndex; after != before {
+			t.Errorf("the log grew from %d to %d", before, after)
+		}
+	})
+}
+
+func TestJoinFollowsTheHintToTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		c.wait("the follower knows the leader", func() bool { return c.servers[1].node.Status().LeaderID == 1 })
+		third := newTestServer(t, c.net, t.TempDir())
+		c.servers = append(c.servers, third)
+		third.start(c.servers[1].node.Address())
+		if third.node.ID() != 3 {
+			t.Errorf("id %d", third.node.ID())
+		}
+	})
+}
+
+func TestJoinWhereNobodyListensFailsWithOneLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, newTestNet(), t.TempDir())
+		err := s.open("127.0.0.1:1")
+		if err == nil || !strings.HasPrefix(err.Error(), "join 127.0.0.1:1: gave up after 30s: ") ||
+			!strings.Contains(err.Error(), "connection refused") {
+			t.Fatalf("error %v", err)
+		}
+		dir, err := OpenDataDir(s.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		if dir.Identity().ServerID != 0 {
+			t.Error("the directory was given an id")
+		}
+	})
+}
+
+func TestProposalsOfManyCallersKeepOrderAndOutcomes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		leader := c.servers[0].node
+		before := leader.Status().LastIndex
+		const callers, each = 200, 5
+		var work sync.WaitGroup
+		for i := range callers {
+			work.Go(func() {
+				for j := range each {
+					// The second command of a pair shows that they were applied in order, and whose outcome is whose.
+					outcomes, err := leader.Propose(t.Context(), strike(i),
+						fsm.GrantWork{JobID: uint64(1000 + i), Miner: fmt.Sprint("miner-", i), RequestID: uint64(j + 1), Chunks: 1})
+					if err != nil || len(outcomes) != 2 || outcomes[0].Code != fsm.Done || outcomes[1].Code == fsm.Done {
+						t.Errorf("caller %d: %v, %v", i, outcomes, err)
+					}
+				}
+			})
+		}
+		work.Wait()
+		leader.View(func(v fsm.View) {
+			for i := range callers {
+				if m, _ := v.Miner(fmt.Sprint("miner-", i)); m.Strikes != each {
+					t.Errorf("miner %d has %d strikes", i, m.Strikes)
+				}
+			}
+		})
+		if entries := leader.Status().LastIndex - before; entries > callers*each/4 {
+			t.Errorf("%d proposals made %d entries", callers*each, entries)
+		}
+		c.wait("all have the same state", c.same)
+	})
+}
+
+func TestProposalThatCannotBeEncodedFailsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		leader := c.servers[0].node
+		if err := leader.commits.pause(t.Context()); err != nil { // so that all go into one batch
+			t.Fatal(err)
+		}
+		var work sync.WaitGroup
+		for i := range 5 {
+			work.Go(func() {
+				_, err := leader.Propose(t.Context(), strike(i))
+				if err != nil {
+					t.Errorf("good proposal: %v", err)
+				}
+			})
+		}
+		work.Go(func() {
+			_, err := leader.Propose(t.Context(), fsm.Strike{Miner: strings.Repeat("x", 1000)})
+			if !errors.Is(err, fsm.ErrUnfitEntry) || errors.Is(err, ErrOutcomeUnknown) {
+				t.Errorf("bad proposal: %v", err)
+			}
+		})
+		synctest.Wait()
+		leader.commits.resume()
+		work.Wait()
+	})
+}
+
+func TestFollowerRefusesAndNamesTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		follower := c.servers[1].node
+		c.wait("the follower knows the leader", func() bool { return follower.Status().LeaderID == 1 })
+		_, err := follower.Propose(t.Context(), strike(1))
+		var other *NotLeaderError
+		if !errors.As(err, &other) || other.LeaderID != 1 || other.Address != c.servers[0].node.Address() {
+			t.Errorf("propose: %v", err)
+		}
+		if errors.Is(err, ErrOutcomeUnknown) {
+			t.Error("a refusal must not look like an unknown outcome")
+		}
+		if err := follower.VerifyLeader(t.Context()); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("verify: %v", err)
+		}
+		if err := follower.Barrier(t.Context()); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("barrier: %v", err)
+		}
+		if err := follower.StopCluster(t.Context(), "x"); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("stop cluster: %v", err)
+		}
+		if err := c.servers[0].node.VerifyLeader(t.Context()); err != nil {
+			t.Errorf("verify on the leader: %v", err)
+		}
+		if err := c.servers[0].node.Barrier(t.Context()); err != nil {
+			t.Errorf("barrier on the leader: %v", err)
+		}
+	})
+}
+
+func TestOutcomeIsUnknownWhenTheMajorityIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		leader := c.servers[0].node
+		c.servers[1].kill()
+		c.servers[2].kill()
+		_, err := leader.Propose(t.Context(), strike(1))
+		if !errors.Is(err, ErrOutcomeUnknown) || errors.Is(err, ErrNotLeader) {
+			t.Errorf("propose without a majority: %v", err)
+		}
+		c.wait("it stops leading", func() bool { return !leader.Status().Leading })
+		if _, err := leader.Propose(t.Context(), strike(1)); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("propose later: %v", err)
+		}
+	})
+}
+
+func TestCallerThatGoesAwayIsToldThatTheOutcomeIsUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		leader := c.servers[0].node
+		if err := leader.commits.pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := leader.Propose(ctx, strike(1))
+		if !errors.Is(err, ErrOutcomeUnknown) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		leader.commits.resume()
+		if _, err := leader.Propose(t.Context(), strike(2)); err != nil {
+			t.Errorf("the next one: %v", err)
+		}
+		leader.View(func(v fsm.View) {
+			if _, ok := v.Miner("miner-1"); ok {
+				t.Error("what was given up in the queue was proposed")
+			}
+		})
+	})
+}
+
+func TestRestartKeepsIDAndStateOnOtherPorts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		if _, err := c.servers[0].node.Propose(t.Context(), strike(1)); err != nil {
+			t.Fatal(err)
+		}
+		c.wait("all are up", func() bool { return c.up(1, 2, 3) })
+		cluster := c.servers[0].node.ClusterID()
+		c.close()
+		// All ports are new, and only one address is told: the others are found from there.
+		c.servers[0].start()
+		for _, s := range c.servers[1:] {
+			s.start(c.servers[0].node.Address())
+		}
+		c.wait("server 1 leads", func() bool { return c.leads(1) })
+		c.wait("the table has the new addresses", func() bool {
+			var found int
+			c.leader().View(func(v fsm.View) {
+				for _, row := range v.Servers() {
+					if row.Address == c.servers[row.ID-1].node.Address() {
+						found++
+					}
+				}
+			})
+			return found == 3
+		})
+		for i, s := range c.servers {
+			if s.node.ID() != uint64(i+1) || s.node.ClusterID() != cluster {
+				t.Errorf("server %d came back as %d of %s", i+1, s.node.ID(), s.node.ClusterID())
+			}
+		}
+		c.wait("all have the state", func() bool {
+			ok := c.same()
+			c.servers[2].node.View(func(v fsm.View) {
+				m, _ := v.Miner("miner-1")
+				ok = ok && m.Strikes == 1
+			})
+			return ok
+		})
+		if voters := c.leader().Status().Voters; len(voters) != 3 {
+			t.Errorf("voters %v", voters)
+		}
+	})
+}
+
+func TestHeartbeatOfAnotherClusterIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		node := c.servers[0].node
+		_, err := node.HandleHeartbeat(HeartbeatRequest{ClusterID: "other", ServerID: 2, Address: "127.0.0.1:9"})
+		if !errors.Is(err, ErrForeignCluster) || !strings.Contains(err.Error(), "other") {
+			t.Errorf("heartbeat: %v", err)
+		}
+		if err := node.HandleLeave(t.Context(), LeaveRequest{ClusterID: "other", ServerID: 1}); !errors.Is(err, ErrForeignCluster) {
+			t.Errorf("leave: %v", err)
+		}
+		if address := node.book.address(2); address != "" {
+			t.Errorf("its address %s was remembered", address)
+		}
+		if _, err := node.HandleHeartbeat(HeartbeatRequest{ClusterID: node.ClusterID(), ServerID: 1}); err == nil {
+			t.Error("a heartbeat from another server 1 was answered")
+		}
+	})
+}
+
+func TestRaftStreamMeantForAnotherServerIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		node := c.servers[0].node
+		for name, greeting := range map[string]hello{
+			"another cluster": newHello("other", node.ID()),
+			"another id":      newHello(node.ClusterID(), 2),
+		} {
+			conn, err := c.net.dial(node.Address(), time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Write(greeting[:]); err != nil {
+				t.Fatal(err)
+			}
+			conn.SetReadDeadline(time.Now().Add(time.Second))
+			if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) ||
+				strings.Contains(err.Error(), "timeout") {
+				t.Errorf("%s: the stream was kept: %v", name, err)
+			}
+			conn.Close()
+		}
+		if !c.leads(1) {
+			t.Error("the leader is gone")
+		}
+	})
+}
+
+func TestClosedNodeRefusesEverything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		node := c.servers[0].node
+		c.servers[0].kill()
+		if _, err := node.Propose(t.Context(), strike(1)); !errors.Is(err, ErrClosed) {
+			t.Errorf("propose: %v", err)
+		}
+		if _, err := node.HandleHeartbeat(HeartbeatRequest{}); !errors.Is(err, ErrClosed) {
+			t.Errorf("heartbeat: %v", err)
+		}
+		if err := node.VerifyLeader(t.Context()); !errors.Is(err, ErrClosed) {
+			t.Errorf("verify: %v", err)
+		}
+		if err := node.Close(); err != nil {
+			t.Errorf("close again: %v", err)
+		}
+	})
+}

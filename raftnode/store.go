@@ -1,0 +1,88 @@
+package raftnode
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+)
+
+// Where Raft's part of a data directory lies. Protocol with the disk.
+const (
+	logFile        = "raft.db"
+	snapshotFolder = "snapshots"
+)
+
+const (
+	logCacheEntries   = 512
+	retainedSnapshots = 2
+)
+
+// ErrLogDamaged: the Raft log or its snapshots cannot be read.
+var ErrLogDamaged = errors.New("raft log is damaged")
+
+// ErrLogMissing: a server that has an id finds no Raft log. It must not go on: it forgot what it voted for.
+var ErrLogMissing = errors.New("raft log is missing")
+
+// Stores are Raft's log, votes and snapshots.
+type Stores struct {
+	Log       raft.LogStore
+	Stable    raft.StableStore
+	Snapshots raft.SnapshotStore
+	Close     func() error
+}
+
+// OpenBoltStores opens the stores under dir. Fresh says that no Raft instance ever ran on it: what lies there is left
+// from a start that was cut short, and goes. The log is on the disk when an append returns.
+func OpenBoltStores(dir string, fresh bool, logger *slog.Logger) (_ *Stores, err error) {
+	path := filepath.Join(dir, logFile)
+	if fresh {
+		if err := errors.Join(os.RemoveAll(path), os.RemoveAll(filepath.Join(dir, snapshotFolder))); err != nil {
+			return nil, fmt.Errorf("clear unfinished start in %s: %w", dir, err)
+		}
+	} else if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w; restore it, or start on another data directory to join as a new server",
+			path, ErrLogMissing)
+	}
+	defer recoverDamage(path, &err) // bbolt panics on some damaged files
+	log, err := raftboltdb.New(raftboltdb.Options{
+		Path: path,
+		BoltOptions: &bbolt.Options{
+			NoFreelistSync: true,
+			FreelistType:   bbolt.FreelistMapType,
+			Timeout:        time.Second,
+		},
+	})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, fmt.Errorf("%s is in use by another process", path)
+	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
+		return nil, fmt.Errorf("%s: %w: %w; restore it, or start on another data directory to join as a new server",
+			path, ErrLogDamaged, err)
+	case err != nil:
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	cached, err := raft.NewLogCache(logCacheEntries, log)
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, retainedSnapshots, newRaftLogger(logger))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open snapshots in %s: %w", dir, err), log.Close())
+	}
+	return &Stores{Log: cached, Stable: log, Snapshots: snapshots, Close: log.Close}, nil
+}
+
+// recoverDamage turns a panic over what is on the disk into an error.
+func recoverDamage(path string, err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("%s: %w: %v; restore it, or start on another data directory to join as a new server",
+			path, ErrLogDamaged, r)
+	}
+}

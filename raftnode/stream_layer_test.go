@@ -1,0 +1,124 @@
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+func TestStreamLayerTagsWhatItDialsAndTellsTheAdvertisedAddress(t *testing.T) {
+	l := listenLoopback(t, ListenConfig{})
+	layer := NewStreamLayer(l, "server-1.example:7001")
+	if got := layer.Addr().String(); got != "server-1.example:7001" {
+		t.Errorf("address is %s", got)
+	}
+	if got := NewStreamLayer(l, "").Addr().String(); got != l.Addr().String() {
+		t.Errorf("address without an advertised one is %s, want %s", got, l.Addr())
+	}
+	conn, err := layer.Dial(raft.ServerAddress(l.Addr().String()), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := io.WriteString(conn, "raft"); err != nil {
+		t.Fatal(err)
+	}
+	acceptAndRead(t, layer, "raft")
+	if err := layer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := layer.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("accept after close: %v", err)
+	}
+	dialAndWrite(t, l.Addr().String(), "P")
+	acceptAndRead(t, l.GRPC(), "P") // the other parts go on
+}
+
+func TestDialSaysWhyItFailed(t *testing.T) {
+	l := listenLoopback(t, ListenConfig{})
+	gone, err := Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := gone.Close(); err != nil {
+		t.Fatal(err)
+	}
+	layer := NewStreamLayer(l, "")
+	if _, err := layer.Dial(raft.ServerAddress(gone.Addr().String()), time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dial to a port that nobody listens on: %v", err)
+	}
+	if _, err := layer.Dial("no port", 0); err == nil {
+		t.Error("dialled an address without a port")
+	}
+}
+
+// Raft's own transport and gRPC, as they are, on one address.
+func TestRaftAndGRPCShareOneAddress(t *testing.T) {
+	l := listenLoopback(t, ListenConfig{})
+	address := l.Addr().String()
+
+	server := grpc.NewServer()
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l.GRPC()) }()
+	defer func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Errorf("grpc server ended with %v", err)
+		}
+	}()
+	client, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+
+	quiet := hclog.NewNullLogger()
+	receiver := raft.NewNetworkTransportWithLogger(NewStreamLayer(l, ""), 2, time.Second, quiet)
+	senderListener := listenLoopback(t, ListenConfig{})
+	sender := raft.NewNetworkTransportWithLogger(NewStreamLayer(senderListener, ""), 2, time.Second, quiet)
+	handled := make(chan struct{})
+	go func() {
+		defer close(handled)
+		for range 3 {
+			rpc := <-receiver.Consumer()
+			vote, ok := rpc.Command.(*raft.RequestVoteRequest)
+			if !ok {
+				t.Errorf("raft got a %T", rpc.Command)
+				rpc.Respond(nil, errors.New("wrong request"))
+				continue
+			}
+			rpc.Respond(&raft.RequestVoteResponse{Term: vote.Term + 1, Granted: true}, nil)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for term := uint64(1); term <= 3; term++ {
+		reply := raft.RequestVoteResponse{}
+		request := raft.RequestVoteRequest{Term: term}
+		if err := sender.RequestVote("1", raft.ServerAddress(address), &request, &reply); err != nil || reply.Term != term+1 {
+			t.Fatalf("raft request %d: %+v (%v)", term, reply, err)
+		}
+		answer, err := healthpb.NewHealthClient(client).Check(ctx, &healthpb.HealthCheckRequest{})
+		if err != nil || answer.Status != healthpb.HealthCheckResponse_SERVING {
+			t.Fatalf("grpc request %d: %v (%v)", term, answer, err)
+		}
+	}
+	<-handled
+	if err := errors.Join(sender.Close(), receiver.Close()); err != nil {
+		t.Error(err)
+	}
+	sender.CloseStreams()
+	receiver.CloseStreams()
+}

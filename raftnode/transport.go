@@ -1,0 +1,226 @@
+package raftnode
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// hello is what a Raft connection starts with, after the stream layer's own tag: 16 bytes of SHA256(cluster id), then
+// the id of the server that is meant, 8 bytes big endian. Protocol.
+//
+// Ports are reused: without it the log of one cluster could reach a server of another, or the acknowledgements of
+// server 2 could be counted as those of server 3. Raft itself checks neither.
+type hello [24]byte
+
+const helloTimeout = 5 * time.Second
+
+func newHello(clusterID string, serverID uint64) (h hello) {
+	sum := sha256.Sum256([]byte(clusterID))
+	copy(h[:16], sum[:])
+	binary.BigEndian.PutUint64(h[16:], serverID)
+	return h
+}
+
+// raftAddress is how Raft's configuration and connection pool name a server: its id and where it listened then. The id
+// goes into the hello, and makes the address unique even when a port passed from one server to another.
+func raftAddress(id uint64, address string) raft.ServerAddress {
+	return raft.ServerAddress(strconv.FormatUint(id, 10) + "@" + address)
+}
+
+func splitRaftAddress(address raft.ServerAddress) (id uint64, hostPort string, err error) {
+	number, hostPort, ok := strings.Cut(string(address), "@")
+	if id, err = strconv.ParseUint(number, 10, 64); !ok || err != nil {
+		return 0, "", fmt.Errorf("raft address %q is not id@host:port", address)
+	}
+	return id, hostPort, nil
+}
+
+func raftID(id uint64) raft.ServerID { return raft.ServerID(strconv.FormatUint(id, 10)) }
+
+// serverID reads an id of Raft's; 0: none.
+func serverID(id raft.ServerID) uint64 {
+	number, err := strconv.ParseUint(string(id), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return number
+}
+
+// guardedStream puts the hello around a stream layer and ends all connections with itself. Raft's own transport leaves
+// accepted connections open when it is closed.
+type guardedStream struct {
+	inner     raft.StreamLayer
+	clusterID string
+	own       hello
+	accepted  chan net.Conn
+	undecided chan struct{}        // bounds the connections whose hello is awaited
+	refused   func(address string) // a dial failed: the address may be old
+	strange   func(from string)    // a connection meant for another server
+	closing   chan struct{}
+	closeOnce sync.Once
+	work      sync.WaitGroup // the accept loop and the hellos
+
+	mu    sync.Mutex // guards conns
+	conns map[*guardedConn]struct{}
+}
+
+func newGuardedStream(inner raft.StreamLayer, clusterID string, id uint64) *guardedStream {
+	s := &guardedStream{
+		inner:     inner,
+		clusterID: clusterID,
+		own:       newHello(clusterID, id),
+		accepted:  make(chan net.Conn),
+		undecided: make(chan struct{}, 64),
+		refused:   func(string) {},
+		strange:   func(string) {},
+		closing:   make(chan struct{}),
+		conns:     make(map[*guardedConn]struct{}),
+	}
+	return s
+}
+
+// start begins to accept.
+func (s *guardedStream) start() {
+	s.work.Add(1)
+	go s.acceptLoop()
+}
+
+func (s *guardedStream) acceptLoop() {
+	defer s.work.Done()
+	for {
+		conn, err := s.inner.Accept()
+		if err != nil {
+			select {
+			case <-s.closing:
+				return
+			case <-time.After(10 * time.Millisecond): // the inner layer backs off as well
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			continue
+		}
+		tracked := s.track(conn)
+		select {
+		case s.undecided <- struct{}{}:
+		case <-s.closing:
+			tracked.Close()
+			return
+		}
+		s.work.Add(1)
+		go s.greet(tracked)
+	}
+}
+
+func (s *guardedStream) greet(conn *guardedConn) {
+	defer s.work.Done()
+	var got hello
+	conn.SetReadDeadline(time.Now().Add(helloTimeout))
+	_, err := io.ReadFull(conn, got[:])
+	<-s.undecided
+	if err != nil || got != s.own {
+		if err == nil {
+			s.strange(conn.RemoteAddr().String())
+		}
+		conn.Close()
+		return
+	}
+	conn.SetReadDeadline(time.Time{})
+	select {
+	case s.accepted <- conn:
+	case <-s.closing:
+		conn.Close()
+	}
+}
+
+// Accept implements raft.StreamLayer.
+func (s *guardedStream) Accept() (net.Conn, error) {
+	select {
+	case conn := <-s.accepted:
+		return conn, nil
+	case <-s.closing:
+		return nil, net.ErrClosed
+	}
+}
+
+// Dial implements raft.StreamLayer. The address is a raftAddress.
+func (s *guardedStream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	id, hostPort, err := splitRaftAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.inner.Dial(raft.ServerAddress(hostPort), timeout)
+	if err != nil {
+		s.refused(hostPort)
+		return nil, err
+	}
+	tracked := s.track(conn)
+	greeting := newHello(s.clusterID, id)
+	if timeout > 0 {
+		tracked.SetWriteDeadline(time.Now().Add(timeout))
+	}
+	if _, err := tracked.Write(greeting[:]); err != nil {
+		tracked.Close()
+		return nil, err
+	}
+	tracked.SetWriteDeadline(time.Time{})
+	return tracked, nil
+}
+
+// Addr implements raft.StreamLayer.
+func (s *guardedStream) Addr() net.Addr { return s.inner.Addr() }
+
+// Close ends the stream layer and every connection of it.
+func (s *guardedStream) Close() error {
+	err := error(nil)
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		err = s.inner.Close()
+		s.mu.Lock()
+		open := make([]*guardedConn, 0, len(s.conns))
+		for conn := range s.conns {
+			open = append(open, conn)
+		}
+		s.mu.Unlock()
+		for _, conn := range open {
+			conn.Close()
+		}
+		s.work.Wait()
+	})
+	return err
+}
+
+func (s *guardedStream) track(conn net.Conn) *guardedConn {
+	tracked := &guardedConn{Conn: conn, stream: s}
+	s.mu.Lock()
+	s.conns[tracked] = struct{}{}
+	s.mu.Unlock()
+	select {
+	case <-s.closing: // Close may have looked at conns before
+		tracked.Close()
+	default:
+	}
+	return tracked
+}
+
+type guardedConn struct {
+	net.Conn
+	stream *guardedStream
+}
+
+func (c *guardedConn) Close() error {
+	c.stream.mu.Lock()
+	delete(c.stream.conns, c)
+	c.stream.mu.Unlock()
+	return c.Conn.Close()
+}
