@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"raftmine/raftnode/registry"
+)
+
+// environmentVariable returns the variable that stands for a flag.
+func environmentVariable(flag string) string {
+	return "RAFTMINE_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// flagsFromEnvironment gives every flag that the command line leaves alone the value of its environment variable.
+func flagsFromEnvironment(cmd *cobra.Command) error {
+	var failed error
+	cmd.Flags().VisitAll(func(flag *pflag.Flag) {
+		value, found := os.LookupEnv(environmentVariable(flag.Name))
+		if flag.Changed || !found || failed != nil || flag.Name == "help" || flag.Name == "version" {
+			return
+		}
+		// RAFTMINE_SERVERS is the list of addresses that "raftmine env" exports; run's --servers is a number.
+		if _, err := strconv.Atoi(value); err != nil && flag.Name == "servers" && flag.Value.Type() == "int" {
+			return
+		}
+		if err := cmd.Flags().Set(flag.Name, value); err != nil {
+			failed = fmt.Errorf("environment variable %s: %w", environmentVariable(flag.Name), err)
+		}
+	})
+	return failed
+}
+
+// jsonOutput reports whether --output json was asked for.
+func jsonOutput(cmd *cobra.Command) (bool, error) {
+	switch value, _ := cmd.Flags().GetString("output"); value {
+	case "text":
+		return false, nil
+	case "json":
+		return true, nil
+	default:
+		return false, usageError{fmt.Errorf("--output %q: want text or json", value)}
+	}
+}
+
+// openEnvironment opens the local environment that the command line names.
+func openEnvironment(cmd *cobra.Command) (*registry.Environment, error) {
+	dir, _ := cmd.Flags().GetString("environment")
+	if dir == "" {
+		dir = registry.DefaultDir()
+	}
+	env, err := registry.Open(dir)
+	return env, hinted(err, "choose another folder with --environment DIR")
+}
+
+// newLogger logs to w at the level that the command line names.
+func newLogger(cmd *cobra.Command, w io.Writer) (*slog.Logger, error) {
+	text, _ := cmd.Flags().GetString("log-level")
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(text)); err != nil {
+		return nil, usageError{fmt.Errorf("--log-level %q: want debug, info, warn or error", text)}
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), nil
+}
+
+// checkListen refuses a listen address that other machines could reach: nothing on the wire is encrypted or
+// authenticated.
+func checkListen(address string, insecure bool) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return usageError{fmt.Errorf("--listen %q: want HOST:PORT", address)}
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return usageError{fmt.Errorf("--listen %q: port %q is not a number from 0 to 65535", address, port)}
+	} else if _ = n; insecure {
+		return nil
+	}
+	if ip := net.ParseIP(host); host == "localhost" || (ip != nil && ip.IsLoopback()) {
+		return nil
+	}
+	return hinted(usageError{fmt.Errorf("--listen %s is not a loopback address, and connections are neither encrypted nor authenticated", address)},
+		"listen on 127.0.0.1, or add --insecure on a network where every machine is trusted")
+}
+
+// splitList splits a comma-separated flag; spaces and empty parts do not count.
+func splitList(text string) []string {
+	var list []string
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			list = append(list, part)
+		}
+	}
+	return list
+}

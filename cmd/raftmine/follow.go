@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/term"
+
+	"raftmine/fsm"
+	"raftmine/rpc"
+)
+
+// How often progress is shown: the live line of a terminal, and plain lines elsewhere.
+const (
+	liveEach  = time.Second
+	plainEach = 10 * time.Second
+)
+
+// startPatience is how long a run waits for its first leader.
+const startPatience = 60 * time.Second
+
+// settledBlocks waits for a leader and returns the sequence number of the last block that was settled before this run.
+func (c *cluster) settledBlocks(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	var last error = errors.New("no server runs")
+	for {
+		if addresses, err := serversIn(c.env); err == nil && len(addresses) > 0 {
+			var status rpc.Status
+			if status, last = bestStatus(ctx, c.client, addresses); last == nil {
+				if status.Coordinator != nil {
+					var sequence uint64
+					err := listBlocks(ctx, c.client, addressOf(status, addresses), func(b rpc.Block) { sequence = b.Sequence })
+					if err == nil {
+						return sequence, nil
+					}
+					last = err
+				} else {
+					last = errors.New("no leader")
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return 0, hinted(fmt.Errorf("no leader after %s: %w", startPatience, last), "see the servers' logs in "+c.dir+"/logs")
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// follow prints what happens until blocks are accepted (0: until ctx ends) and returns how many were.
+func (c *cluster) follow(ctx context.Context, after, blocks uint64) (accepted uint64, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	progress := make(chan struct{})
+	go func() {
+		defer close(progress)
+		c.showProgress(ctx)
+	}()
+	defer func() {
+		cancel()
+		<-progress
+	}()
+	var lastLeader rpc.LeaderEvent
+	w := watcher{client: c.client, fromStart: true, after: after, addresses: c.watchable}
+	err = w.watch(ctx, func(told rpc.Watched) error {
+		switch e := told.Event.(type) {
+		case rpc.LeaderEvent:
+			if e == lastLeader { // a server tells it anew at the start of each watch
+				return nil
+			}
+			lastLeader = e
+		case rpc.BlockEvent, rpc.ServerEvent:
+		default:
+			return nil
+		}
+		object, line := viewEvent(told)
+		c.out.print(object, "%s", line)
+		if e, ok := told.Event.(rpc.BlockEvent); ok && e.Block.Verdict == fsm.VerdictSuccess {
+			if accepted++; accepted == blocks {
+				return errWatchEnough
+			}
+		}
+		return nil
+	})
+	return accepted, endedEarly(ctx, err)
+}
+
+// watchable returns the servers of this run that live, the leader by the rule first.
+func (c *cluster) watchable() []string {
+	addresses, err := serversIn(c.env)
+	if err != nil {
+		return nil
+	}
+	return addresses
+}
+
+// showProgress shows how the search goes until ctx ends: a live line on a terminal, a plain line now and then elsewhere.
+func (c *cluster) showProgress(ctx context.Context) {
+	if c.out.json {
+		return
+	}
+	file, ok := c.out.w.(*os.File)
+	live := ok && term.IsTerminal(int(file.Fd()))
+	each := plainEach
+	if live {
+		each = liveEach
+		defer c.out.setLive("")
+	}
+	ticker := time.NewTicker(each)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		line := c.progress(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if live {
+			c.out.setLive(line)
+		} else {
+			c.out.print(nil, "%s", line)
+		}
+	}
+}
+
+// progress is one line on how the search goes.
+func (c *cluster) progress(ctx context.Context) string {
+	addresses := c.watchable()
+	if len(addresses) == 0 {
+		return "no server lives"
+	}
+	s, err := bestStatus(ctx, c.client, addresses)
+	if err != nil {
+		return "no server answers"
+	}
+	if s.Coordinator == nil {
+		return "no leader: waiting for an election"
+	}
+	line := fmt.Sprintf("leader %d, %d blocks, %s", s.LeaderID, s.Blocks, hashRate(s.Coordinator.HashRate))
+	if j := s.Job; j != nil {
+		line += fmt.Sprintf(", block %d (%d bits): %d of %d chunks done", j.Height, j.Bits, j.Chunks.Finished, j.Chunks.Total)
+	}
+	if s.Coordinator.WebServiceError != "" {
+		line += ", web service unreachable"
+	}
+	return line
+}

@@ -1,0 +1,84 @@
+// Command raftmine is a Raft-backed replicated coordinator for proof-of-work search: its servers, its miners, the block
+// web service, and the commands that look at them.
+//
+// This package alone knows flags, exit codes, standard streams and child processes.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is the software version: it stands in every log entry that this binary proposes.
+const version = "0.1.0"
+
+// Exit codes. Scripts rely on them.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A second signal ends the process at once: the first one asks for an orderly end.
+	context.AfterFunc(ctx, stop)
+	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// execute runs one command line and returns its exit code.
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	running := false // false while cobra is still judging the command line: its errors are the caller's mistakes
+	root := newRootCommand()
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := flagsFromEnvironment(cmd); err != nil {
+			return usageError{err}
+		}
+		running = true
+		return nil
+	}
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintf(stderr, "raftmine: %v\n", err)
+	if hint := hintFor(err); hint != "" {
+		fmt.Fprintf(stderr, "hint: %s\n", hint)
+	}
+	var usage usageError
+	if !running || errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "raftmine",
+		Short: "A Raft-backed replicated coordinator for proof-of-work search",
+		Long: `raftmine is a Raft-backed replicated coordinator for proof-of-work search.
+
+Start here: "raftmine run" mines on this machine with a web service, three servers and two miners.
+Every flag can also be given by the environment variable RAFTMINE_<FLAG>, such as RAFTMINE_DATA_DIR for --data-dir.`,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.PersistentFlags().StringP("output", "o", "text", "how to print: text or json")
+	root.PersistentFlags().String("environment", "", "folder in which running processes find each other (default: a per-user folder)")
+	root.PersistentFlags().String("log-level", "warn", "what to log on standard error: debug, info, warn or error")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(newRunCommand(), newServerCommand(), newMinerCommand(), newWebServiceCommand(),
+		newStatusCommand(), newWatchCommand(), newBlocksCommand(), newEnvCommand())
+	return root
+}

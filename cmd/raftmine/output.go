@@ -1,0 +1,101 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// printer prints what happens: plain lines, or with --output json one object a line. It is safe for concurrent use.
+// A live line, if there is one, is wiped before each print and drawn again after it.
+type printer struct {
+	mu   sync.Mutex
+	w    io.Writer
+	json bool
+	live string // shown below the printed lines, on a terminal only
+}
+
+func newPrinter(cmd *cobra.Command) (*printer, error) {
+	asJSON, err := jsonOutput(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return &printer{w: cmd.OutOrStdout(), json: asJSON}, nil
+}
+
+// print writes object in JSON mode, else the text.
+func (p *printer) print(object any, format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.json {
+		// Every object is one of this package's own structs: encoding cannot fail, and a closed pipe ends us by SIGPIPE.
+		_ = json.NewEncoder(p.w).Encode(object)
+		return
+	}
+	p.wipe()
+	fmt.Fprintf(p.w, format+"\n", args...)
+	p.draw()
+}
+
+// setLive replaces the live line; "" removes it.
+func (p *printer) setLive(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.wipe()
+	p.live = text
+	p.draw()
+}
+
+func (p *printer) wipe() {
+	if p.live != "" {
+		fmt.Fprint(p.w, "\r\x1b[K")
+	}
+}
+
+func (p *printer) draw() {
+	if p.live != "" {
+		fmt.Fprint(p.w, p.live)
+	}
+}
+
+// processStarted says that a process is ready.
+func (p *printer) processStarted(started processStarted) {
+	started.Event = "process_started"
+	name := started.Role
+	if started.ID != 0 {
+		name = fmt.Sprintf("%s %d", started.Role, started.ID)
+	} else if started.Name != "" {
+		name = fmt.Sprintf("%s %s", started.Role, started.Name)
+	}
+	line := fmt.Sprintf("%-14s pid %-7d %s", name, started.PID, started.Address)
+	if started.DataDir != "" {
+		line += "  data in " + started.DataDir
+	}
+	p.print(started, "%s", strings.TrimSpace(line))
+}
+
+func printJSON(w io.Writer, object any) error {
+	return json.NewEncoder(w).Encode(object)
+}
+
+// hashRate writes a rate in double SHA-256 a second for people.
+func hashRate(rate float64) string {
+	switch {
+	case rate >= 1e9:
+		return fmt.Sprintf("%.2f GH/s", rate/1e9)
+	case rate >= 1e6:
+		return fmt.Sprintf("%.1f MH/s", rate/1e6)
+	case rate >= 1e3:
+		return fmt.Sprintf("%.0f kH/s", rate/1e3)
+	default:
+		return fmt.Sprintf("%.0f H/s", rate)
+	}
+}
+
+// clock writes a wall-clock time for people.
+func clock(t time.Time) string { return t.Format("15:04:05.000") }

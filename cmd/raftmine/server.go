@@ -1,0 +1,128 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"raftmine/fsm/pow"
+)
+
+// serverTuning are the flags that a server shares with "raftmine run".
+type serverTuning struct {
+	heartbeat             time.Duration
+	nonceFirst, nonceLast uint64
+	chunk                 uint64
+}
+
+func (t *serverTuning) add(cmd *cobra.Command) {
+	cmd.Flags().DurationVar(&t.heartbeat, "heartbeat", 5*time.Second, "heartbeat interval")
+	cmd.Flags().Uint64Var(&t.nonceFirst, "nonce-first", 1, "first nonce of a job")
+	cmd.Flags().Uint64Var(&t.nonceLast, "nonce-last", 2_000_000_000, "last nonce of a job")
+	cmd.Flags().Uint64Var(&t.chunk, "chunk", 100_000, "nonces of a chunk")
+}
+
+func (t *serverTuning) validate() error {
+	if t.heartbeat < 100*time.Millisecond || t.heartbeat > time.Hour {
+		return fmt.Errorf("--heartbeat %s: want 100ms to 1h", t.heartbeat)
+	}
+	if err := t.nonces().Validate(); err != nil {
+		return fmt.Errorf("--nonce-first, --nonce-last: %w", err)
+	}
+	if t.chunk == 0 {
+		return errors.New("--chunk 0: want 1 or more")
+	}
+	return nil
+}
+
+func (t *serverTuning) nonces() pow.Range { return pow.Range{First: t.nonceFirst, Last: t.nonceLast} }
+
+// args gives the flags to a child.
+func (t *serverTuning) args() []string {
+	return []string{"--heartbeat", t.heartbeat.String(), "--nonce-first", strconv.FormatUint(t.nonceFirst, 10),
+		"--nonce-last", strconv.FormatUint(t.nonceLast, 10), "--chunk", strconv.FormatUint(t.chunk, 10)}
+}
+
+// serverOptions are the flags of "raftmine server".
+type serverOptions struct {
+	serverTuning
+	listen, advertise, join string
+	webService, dataDir     string
+	mine                    int
+	insecure                bool
+	withStdin               bool
+}
+
+func newServerCommand() *cobra.Command {
+	var o serverOptions
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run one server of the Raft group",
+		Long: `Run one server. The first one on this host makes a new cluster and is server 1; the next one finds it in the local
+environment and joins as server 2. A server that comes back on its data directory keeps its id. The server that is up
+and has the lowest id leads.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.validate(); err != nil {
+				return err
+			}
+			out, err := newPrinter(cmd)
+			if err != nil {
+				return err
+			}
+			logger, err := newLogger(cmd, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			env, err := openEnvironment(cmd)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := withParent(cmd.Context(), o.withStdin)
+			defer cancel()
+			listen := o.listen
+			if !cmd.Flags().Changed("listen") {
+				listen = "" // where this server listened last, if that is free
+			}
+			logLevel, _ := cmd.Flags().GetString("log-level")
+			return o.serve(ctx, listen, env, out, logger, logLevel)
+		},
+	}
+	o.serverTuning.add(cmd)
+	cmd.Flags().StringVar(&o.listen, "listen", "127.0.0.1:0", "address for Raft and gRPC alike; without this flag a server takes its last one again")
+	cmd.Flags().StringVar(&o.advertise, "advertise", "", "address that others dial (default: the listen address)")
+	cmd.Flags().StringVar(&o.join, "join", "", "addresses of servers to join, comma separated (default: those of this host)")
+	cmd.Flags().StringVar(&o.webService, "web-service", "", "URL of the block web service (default: the one in the local environment)")
+	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "folder of this server (default: the first free one in the local environment)")
+	cmd.Flags().IntVar(&o.mine, "mine", 0, "search threads of a companion miner that works while this server does not lead")
+	cmd.Flags().BoolVar(&o.insecure, "insecure", false, "allow an address that other machines can reach")
+	addStdinFlag(cmd, &o.withStdin)
+	return cmd
+}
+
+func (o *serverOptions) validate() error {
+	if err := o.serverTuning.validate(); err != nil {
+		return usageError{err}
+	}
+	if err := checkListen(o.listen, o.insecure); err != nil {
+		return err
+	}
+	if o.advertise != "" {
+		if _, _, err := net.SplitHostPort(o.advertise); err != nil {
+			return usageError{fmt.Errorf("--advertise %q: want HOST:PORT", o.advertise)}
+		}
+	}
+	if o.mine < 0 || o.mine > 1024 {
+		return usageError{fmt.Errorf("--mine %d: want 0 to 1024 threads", o.mine)}
+	}
+	for _, address := range splitList(o.join) {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return usageError{fmt.Errorf("--join %q: want HOST:PORT,...", address)}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"raftmine/fsm"
+	"raftmine/raftnode"
+	"raftmine/raftnode/coordinator"
+	"raftmine/raftnode/registry"
+	"raftmine/rpc"
+	"raftmine/rpc/webservice"
+)
+
+const (
+	// roleEach is how often a server looks whether the leader changed, for people and for its companion miner.
+	roleEach = 200 * time.Millisecond
+	// leaderless is how long a server is without a leader before it says so.
+	leaderless = 3 * time.Second
+	// goodbye is how long open calls may take to end when a server stops.
+	goodbye = time.Second
+)
+
+// blockSource is a coordinator's source that holds connections.
+type blockSource interface {
+	coordinator.BlockSource
+	io.Closer
+}
+
+// openSource returns the web service that the command line names, else the one that the environment names at each call.
+func (o *serverOptions) openSource(env *registry.Environment) (blockSource, error) {
+	if o.webService == "" {
+		return &localSource{env: env}, nil
+	}
+	client, err := webservice.NewClient(o.webService, webservice.ClientConfig{})
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--web-service: %w", err)}
+	}
+	return client, nil
+}
+
+// serve runs one server until ctx ends or it fails.
+func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.Environment, out *printer, logger *slog.Logger, logLevel string) (err error) {
+	source, err := o.openSource(env)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, source.Close()) }()
+	peers := rpc.NewPeerClient()
+	defer func() { err = errors.Join(err, peers.Close()) }()
+	hub := rpc.NewHub()
+	node, err := raftnode.Start(ctx, raftnode.StartConfig{
+		Config: raftnode.Config{Advertise: o.advertise, Join: splitList(o.join), Environment: env, Peers: peers,
+			Heartbeat: o.heartbeat, Version: version, Logger: logger, Observer: hub},
+		DataDirPath: o.dataDir,
+		Listen:      listen,
+	})
+	if err != nil {
+		return endedEarly(ctx, hintForStart(err))
+	}
+	defer func() { err = errors.Join(err, node.Close()) }()
+	server, err := rpc.NewServer(rpc.Config{Node: node, Hub: hub, Logger: logger, Version: version})
+	if err != nil {
+		return err
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(node.Listener().GRPC()) }()
+
+	running, stopRunning := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() {
+		ran <- node.Run(running, func(term context.Context, number uint64) error {
+			return o.lead(term, number, node, server, hub, source, logger)
+		})
+	}()
+	out.processStarted(processStarted{Role: "server", ID: node.ID(), PID: os.Getpid(), Address: node.Address(), DataDir: node.DataDir()})
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		o.tellRole(running, node, env, out, logger, logLevel)
+	}()
+
+	select {
+	case <-ctx.Done():
+		if !errors.Is(context.Cause(ctx), errParentEnded) { // then the whole cluster ends, and nobody takes over
+			if err := node.Stop(context.Background()); err != nil {
+				logger.Warn("stopped without telling the others", "error", err)
+			}
+		}
+	case err = <-served:
+		served <- err
+	case err = <-ran: // the replica stopped
+		ran <- err
+	}
+	stopRunning()
+	if runErr := <-ran; err == nil {
+		err = runErr
+	}
+	stopping, cancel := context.WithTimeout(context.Background(), goodbye)
+	defer cancel()
+	server.Stop(stopping)
+	if serveErr := <-served; err == nil {
+		err = serveErr
+	}
+	<-told
+	return err
+}
+
+// lead is one term of leadership: its coordinator serves miners until ctx ends.
+func (o *serverOptions) lead(ctx context.Context, term uint64, node *raftnode.Node, server *rpc.Server, hub *rpc.Hub,
+	source coordinator.BlockSource, logger *slog.Logger) error {
+	c, err := coordinator.New(coordinator.Config{
+		Proposer: proposer{node}, Source: source, Observer: hub.MinerObserver(node.ID()), Logger: logger,
+		ServerID: node.ID(), ClusterID: node.ClusterID(), Address: node.Address(), Term: term,
+		Heartbeat: o.heartbeat, Nonces: o.nonces(), ChunkSize: o.chunk,
+	})
+	if err != nil {
+		return err
+	}
+	server.Lead(rpc.LeaderOf(c))
+	defer server.Unlead()
+	return c.Run(ctx)
+}
+
+// proposer gives a coordinator its consensus: a node, with the coordinator's own errors.
+type proposer struct{ node *raftnode.Node }
+
+func (p proposer) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.Outcome, error) {
+	outcomes, err := p.node.Propose(ctx, commands...)
+	return outcomes, coordinatorError(err)
+}
+
+func (p proposer) View(read func(fsm.View)) { p.node.View(read) }
+
+func (p proposer) VerifyLeader(ctx context.Context) error {
+	return coordinatorError(p.node.VerifyLeader(ctx))
+}
+
+func coordinatorError(err error) error {
+	switch {
+	case errors.Is(err, raftnode.ErrNotLeader):
+		return fmt.Errorf("%w: %w", coordinator.ErrNotLeader, err)
+	case errors.Is(err, raftnode.ErrOutcomeUnknown):
+		return fmt.Errorf("%w: %w", coordinator.ErrOutcomeUnknown, err)
+	}
+	return err
+}
+
+// tellRole tells people who leads, and the companion miner whether to work, until ctx ends.
+func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *registry.Environment, out *printer,
+	logger *slog.Logger, logLevel string) {
+	var leading chan bool
+	if o.mine > 0 {
+		leading = make(chan bool)
+		c := companion{name: fmt.Sprintf("server-%d", node.ID()), threads: o.mine, environment: env.Dir(),
+			log: companionLog(node.DataDir()), logLevel: logLevel, out: out, logger: logger, servers: func() string { return o.companionServers(node, env) }}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			c.run(ctx, leading)
+		}()
+		defer func() { <-done }()
+	}
+	var known uint64 // the leader that was told last
+	without := time.Now()
+	ticker := time.NewTicker(roleEach)
+	defer ticker.Stop()
+	for {
+		status := node.Status()
+		switch {
+		case status.LeaderID == 0:
+			if !without.IsZero() && time.Since(without) > leaderless {
+				voters := strings.Trim(fmt.Sprint(status.Voters), "[]")
+				out.print(waitingView{"waiting", status.Voters}, "no leader: waiting until a majority of the servers %s is up", voters)
+				without, known = time.Time{}, 0 // said once
+			}
+		case status.LeaderID != known:
+			known = status.LeaderID
+			out.print(leaderView{"leader", status.LeaderID, status.Term}, "leader is server %d (term %d)", status.LeaderID, status.Term)
+			if leading != nil {
+				select {
+				case leading <- status.LeaderID == node.ID():
+				case <-ctx.Done():
+				}
+			}
+			fallthrough
+		default:
+			without = time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+type waitingView struct {
+	Event  string   `json:"event"`
+	Voters []uint64 `json:"voters"`
+}
+
+// companionServers says where the companion looks for the leader: nowhere but in the local environment when that is
+// enough, else at every server of the table.
+func (o *serverOptions) companionServers(node *raftnode.Node, env *registry.Environment) string {
+	if o.join == "" {
+		return ""
+	}
+	var addresses []string
+	node.View(func(v fsm.View) {
+		for _, server := range v.Servers() {
+			if server.Member {
+				addresses = append(addresses, server.Address)
+			}
+		}
+	})
+	return strings.Join(addresses, ",")
+}
+
+// hintForStart says what to do when a server cannot start.
+func hintForStart(err error) error {
+	switch {
+	case errors.Is(err, raftnode.ErrNoClusterToJoin):
+		return err // it says so itself
+	case errors.Is(err, raftnode.ErrDataDirInUse):
+		return hinted(err, "stop the other server, or choose another folder with --data-dir DIR")
+	case errors.Is(err, raftnode.ErrForeignDataDir):
+		return hinted(err, "choose an empty folder with --data-dir DIR")
+	}
+	return err
+}
