@@ -25,7 +25,7 @@ var arrows = []struct {
 	{"rpc", []string{"fsm", "raftnode", "raftnode/coordinator", "miner", "rpc"}, "rpc adapts the interfaces of what it serves"},
 	{"rpc/raftminepb", nil, "generated code"},
 	{"rpc/webservice", []string{"fsm/pow", "raftnode/coordinator"}, "the web service speaks HTTP for a coordinator, not gRPC"},
-	{"cmd/raftmine", []string{"fsm", "miner", "raftnode", "rpc"}, "the command wires everything"},
+	{"cmd/raftmine", []string{"fsm", "miner", "raftnode", "raftnode/coordinator", "rpc"}, "the command wires everything"},
 }
 
 // generatedWire may be imported inside rpc alone.

@@ -188,8 +188,16 @@ func (c *cluster) stopCluster() (agreement, error) {
 	if len(addresses) == 0 {
 		return agreement{}, nil
 	}
-	if err := c.client.StopCluster(ctx, addresses, "run ended"); err != nil {
-		return agreement{}, fmt.Errorf("stop the cluster: %w", err)
+	for { // leadership may just be moving
+		err := c.client.StopCluster(ctx, addresses, "run ended")
+		if err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return agreement{}, err
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
 	return c.compareStates(ctx, addresses)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"raftmine/fsm/pow"
+	"raftmine/raftnode"
 )
 
 // serverTuning are the flags that a server shares with "raftmine run".
@@ -52,6 +53,7 @@ type serverOptions struct {
 	serverTuning
 	listen, advertise, join string
 	webService, dataDir     string
+	joinTimeout             time.Duration
 	mine                    int
 	insecure                bool
 	withStdin               bool
@@ -96,6 +98,7 @@ and has the lowest id leads.`,
 	cmd.Flags().StringVar(&o.listen, "listen", "127.0.0.1:0", "address for Raft and gRPC alike; without this flag a server takes its last one again")
 	cmd.Flags().StringVar(&o.advertise, "advertise", "", "address that others dial (default: the listen address)")
 	cmd.Flags().StringVar(&o.join, "join", "", "addresses of servers to join, comma separated (default: those of this host)")
+	cmd.Flags().DurationVar(&o.joinTimeout, "join-timeout", raftnode.DefaultJoinTimeout, "how long to ask for an id before giving up")
 	cmd.Flags().StringVar(&o.webService, "web-service", "", "URL of the block web service (default: the one in the local environment)")
 	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "folder of this server (default: the first free one in the local environment)")
 	cmd.Flags().IntVar(&o.mine, "mine", 0, "search threads of a companion miner that works while this server does not lead")
@@ -118,6 +121,9 @@ func (o *serverOptions) validate() error {
 	}
 	if o.mine < 0 || o.mine > 1024 {
 		return usageError{fmt.Errorf("--mine %d: want 0 to 1024 threads", o.mine)}
+	}
+	if o.joinTimeout <= 0 {
+		return usageError{fmt.Errorf("--join-timeout %s: want more than 0", o.joinTimeout)}
 	}
 	for _, address := range splitList(o.join) {
 		if _, _, err := net.SplitHostPort(address); err != nil {

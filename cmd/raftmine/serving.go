@@ -56,7 +56,7 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 	defer func() { err = errors.Join(err, peers.Close()) }()
 	hub := rpc.NewHub()
 	node, err := raftnode.Start(ctx, raftnode.StartConfig{
-		Config: raftnode.Config{Advertise: o.advertise, Join: splitList(o.join), Environment: env, Peers: peers,
+		Config: raftnode.Config{Advertise: o.advertise, Join: splitList(o.join), Environment: env, Peers: peers, JoinTimeout: o.joinTimeout,
 			Heartbeat: o.heartbeat, Version: version, Logger: logger, Observer: hub},
 		DataDirPath: o.dataDir,
 		Listen:      listen,

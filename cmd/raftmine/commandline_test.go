@@ -1,0 +1,164 @@
+package main
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestWrongCommandLinesSayWhatIsWrong: one clear line, the right exit code, and nothing started or written.
+func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
+	for _, row := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"run --servers 0", exitUsage, "--servers 0: want 1 to 15"},
+		{"run --servers two", exitUsage, `invalid argument "two"`},
+		{"run --miners -1", exitUsage, "--miners -1"},
+		{"run --zeros 65", exitUsage, "--zeros 65"},
+		{"run --block-time -1s", exitUsage, "--block-time -1s"},
+		{"run --web-service ftp://x", exitUsage, `--web-service "ftp://x"`},
+		{"run --nonce-first 0", exitUsage, "starts at 0"},
+		{"run --nonce-first 9 --nonce-last 8", exitUsage, "is empty"},
+		{"run --chunk 0", exitUsage, "--chunk 0"},
+		{"run --heartbeat 1ms", exitUsage, "--heartbeat 1ms"},
+		{"run --bogus", exitUsage, "unknown flag: --bogus"},
+		{"run extra", exitUsage, "unknown command \"extra\""},
+		{"dig", exitUsage, `unknown command "dig"`},
+		{"status -o xml", exitUsage, `--output "xml"`},
+		{"server --listen 0.0.0.0:7000", exitUsage, "not a loopback address"},
+		{"server --listen :7000", exitUsage, "not a loopback address"},
+		{"server --listen localhost", exitUsage, "want HOST:PORT"},
+		{"server --listen 127.0.0.1:70000", exitUsage, "port \"70000\""},
+		{"server --join nowhere", exitUsage, `--join "nowhere"`},
+		{"server --mine -1", exitUsage, "--mine -1"},
+		{"server --log-level loud", exitUsage, `--log-level "loud"`},
+		{"webservice --listen 10.1.2.3:80", exitUsage, "not a loopback address"},
+		{"webservice --zeros 0", exitUsage, "--zeros 0"},
+		{"miner --threads 0", exitUsage, "--threads 0"},
+		{"miner --name a/b", exitUsage, "--name"},
+		{"miner --name " + strings.Repeat("x", 65), exitUsage, "at most 64"},
+	} {
+		t.Run(row.args, func(t *testing.T) {
+			environment := filepath.Join(t.TempDir(), "environment")
+			t.Chdir(t.TempDir())
+			code, stdout, stderr := command(t, append(strings.Fields(row.args), "--environment", environment)...)
+			line, _, _ := strings.Cut(stderr, "\n")
+			if code != row.code || !strings.HasPrefix(line, "raftmine: ") || !strings.Contains(line, row.says) {
+				t.Errorf("exit code %d, want %d; said %q, want %q", code, row.code, stderr, row.says)
+			}
+			if lines := strings.Count(stderr, "\n"); lines > 2 {
+				t.Errorf("said %d lines, want one and a hint:\n%s", lines, stderr)
+			}
+			if stdout != "" {
+				t.Errorf("printed %q", stdout)
+			}
+			if left, _ := os.ReadDir("."); len(left) != 0 {
+				t.Errorf("left %v behind", left)
+			}
+		})
+	}
+}
+
+// TestCommandsThatCannotWorkSayWhatToDo: the world is in the way, not the command line.
+func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := gone.Addr().String()
+	gone.Close()
+
+	dir := t.TempDir()
+	foreign := filepath.Join(dir, "foreign")
+	file := filepath.Join(dir, "file")
+	for _, err := range []error{os.Mkdir(foreign, 0o700), os.WriteFile(filepath.Join(foreign, "thesis.txt"), []byte("mine"), 0o600),
+		os.WriteFile(file, []byte("a file"), 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, row := range []struct {
+		name string
+		args []string
+		says []string
+	}{
+		{"server's port in use", []string{"server", "--listen", busy.Addr().String()}, []string{busy.Addr().String(), "in use"}},
+		{"web service's port in use", []string{"webservice", "--listen", busy.Addr().String()}, []string{busy.Addr().String(), "in use", "hint: "}},
+		{"foreign data directory", []string{"server", "--data-dir", foreign}, []string{foreign, "thesis.txt", "hint: "}},
+		{"data directory is a file", []string{"server", "--data-dir", file}, []string{file}},
+		{"data directory below a file", []string{"server", "--data-dir", filepath.Join(file, "x")}, []string{file}},
+		{"run's data directory below a file", []string{"run", "--data-dir", filepath.Join(file, "x")}, []string{file, "hint: "}},
+		{"nobody to ask for status", []string{"status", "--servers", nobody}, []string{nobody, "hint: "}},
+		{"nobody to list blocks", []string{"blocks", "--servers", nobody}, []string{nobody, "hint: "}},
+		{"nobody to watch", []string{"watch", "--servers", nobody}, []string{nobody, "hint: "}},
+		{"empty environment", []string{"status"}, []string{"no server runs", "hint: "}},
+		{"empty environment for the shell", []string{"env"}, []string{"no server runs", "hint: "}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			code, stdout, stderr := command(t, append(row.args, "--environment", filepath.Join(t.TempDir(), "environment"))...)
+			if code != exitFailed || !strings.HasPrefix(stderr, "raftmine: ") {
+				t.Fatalf("exit code %d, said %q", code, stderr)
+			}
+			for _, part := range row.says {
+				if !strings.Contains(stderr, part) {
+					t.Errorf("said %q, without %q", stderr, part)
+				}
+			}
+			if strings.Count(stderr, "\n") > 2 || stdout != "" {
+				t.Errorf("said more than one line and a hint:\n%s%s", stdout, stderr)
+			}
+		})
+	}
+	if content, err := os.ReadFile(filepath.Join(foreign, "thesis.txt")); err != nil || string(content) != "mine" {
+		t.Errorf("the foreign file is now %q, %v", content, err)
+	}
+}
+
+func TestEnvironmentVariablesStandForFlags(t *testing.T) {
+	t.Setenv("RAFTMINE_MINERS", "-7")
+	if code, _, stderr := command(t, "run"); code != exitUsage || !strings.Contains(stderr, "--miners -7") {
+		t.Errorf("exit code %d, said %q", code, stderr)
+	}
+	if code, _, stderr := command(t, "run", "--miners", "-8"); code != exitUsage || !strings.Contains(stderr, "--miners -8") {
+		t.Errorf("a flag does not win over its variable: exit code %d, said %q", code, stderr)
+	}
+	t.Setenv("RAFTMINE_MINERS", "many")
+	if code, _, stderr := command(t, "run"); code != exitUsage || !strings.Contains(stderr, "RAFTMINE_MINERS") {
+		t.Errorf("exit code %d, said %q", code, stderr)
+	}
+}
+
+// TestShellVariableOfEnvDoesNotBreakRun: RAFTMINE_SERVERS is a list of addresses for all commands but run, where
+// --servers is a number.
+func TestShellVariableOfEnvDoesNotBreakRun(t *testing.T) {
+	t.Setenv("RAFTMINE_SERVERS", "127.0.0.1:7001,127.0.0.1:7002")
+	if code, _, stderr := command(t, "run", "--miners", "-1"); code != exitUsage || !strings.Contains(stderr, "--miners -1") {
+		t.Errorf("exit code %d, said %q", code, stderr)
+	}
+	t.Setenv("RAFTMINE_SERVERS", "0")
+	if code, _, stderr := command(t, "run"); code != exitUsage || !strings.Contains(stderr, "--servers 0") {
+		t.Errorf("exit code %d, said %q", code, stderr)
+	}
+}
+
+func TestShellCompletionCompletesCommands(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		code, stdout, stderr := command(t, "completion", shell)
+		if code != exitDone || !strings.Contains(stdout, "raftmine") {
+			t.Errorf("%s: exit code %d, %d bytes, said %q", shell, code, len(stdout), stderr)
+		}
+	}
+	code, stdout, _ := command(t, "__complete", "web")
+	if code != exitDone || !strings.Contains(stdout, "webservice") {
+		t.Errorf("completing \"web\" gave %q", stdout)
+	}
+}
