@@ -24,6 +24,7 @@ func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
 		{"run --nonce-first 0", exitUsage, "starts at 0"},
 		{"run --nonce-first 9 --nonce-last 8", exitUsage, "is empty"},
 		{"run --chunk 0", exitUsage, "--chunk 0"},
+		{"run --nonce-last 18446744073709551615", exitUsage, "raise --chunk"},
 		{"run --heartbeat 1ms", exitUsage, "--heartbeat 1ms"},
 		{"run --bogus", exitUsage, "unknown flag: --bogus"},
 		{"run extra", exitUsage, "unknown command \"extra\""},

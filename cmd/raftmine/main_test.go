@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -23,6 +24,13 @@ import (
 const asRaftmine = "TEST_BINARY_IS_RAFTMINE"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asFarm) != "" {
+		if err := runFarm(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, "farm:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getenv(asRaftmine) != "" {
 		main()
 		return

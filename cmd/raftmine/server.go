@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -9,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"raftmine/fsm"
 	"raftmine/fsm/pow"
 	"raftmine/raftnode"
 )
@@ -34,8 +34,11 @@ func (t *serverTuning) validate() error {
 	if err := t.nonces().Validate(); err != nil {
 		return fmt.Errorf("--nonce-first, --nonce-last: %w", err)
 	}
-	if t.chunk == 0 {
-		return errors.New("--chunk 0: want 1 or more")
+	if t.chunk == 0 || t.chunk > fsm.MaxChunkSize {
+		return fmt.Errorf("--chunk %d: want 1 to %d nonces", t.chunk, uint64(fsm.MaxChunkSize))
+	}
+	if chunks := (t.nonces().Len()-1)/t.chunk + 1; chunks > fsm.MaxChunks {
+		return fmt.Errorf("nonces %s make %d chunks of %d, want at most %d: raise --chunk", t.nonces(), chunks, t.chunk, uint64(fsm.MaxChunks))
 	}
 	return nil
 }

@@ -1,0 +1,265 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"raftmine/fsm/pow"
+	"raftmine/miner"
+	"raftmine/miner/sha256d"
+	"raftmine/rpc"
+)
+
+// These benchmarks run whole clusters of real processes. Each iteration is one experiment of fixed length: run them
+// with -benchtime 1x, and quote the metrics, not the time an operation took.
+
+// startBenchCluster starts servers as "raftmine run" does, with our own web service.
+func startBenchCluster(b *testing.B, zeros int, flags ...string) *cluster {
+	b.Helper()
+	dir, err := os.MkdirTemp("", "raftmine-bench-")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Setenv(asRaftmine, "1") // for the children
+	c, err := newCluster(dir, &printer{w: new(strings.Builder)}, "warn")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := c.close(); err != nil {
+			b.Error(err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			b.Error(err)
+		}
+	})
+	service, err := c.startWebService(b.Context(), zeros, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := c.startServers(b.Context(), 3, append([]string{"--web-service", service}, flags...)); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := c.settledBlocks(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// BenchmarkMinerInCluster compares one search thread in a running cluster with the same kernel alone: turn by turn, on a
+// job that is never solved. The cluster's rate counts what is finished in the log.
+func BenchmarkMinerInCluster(b *testing.B) {
+	const turn = 8 * time.Second // below the lease, because the miner is paused while the kernel runs alone
+	for range b.N {
+		c := startBenchCluster(b, 16)
+		if err := c.startMiners(b.Context(), 1, 1); err != nil {
+			b.Fatal(err)
+		}
+		process := c.children["miner-1"].cmd.Process
+		var alone, inside, ratios []float64
+		for range 5 {
+			within := finishedRate(b, c, turn)
+			if err := process.Signal(syscall.SIGSTOP); err != nil {
+				b.Fatal(err)
+			}
+			single := kernelRate(turn)
+			if err := process.Signal(syscall.SIGCONT); err != nil {
+				b.Fatal(err)
+			}
+			alone, inside, ratios = append(alone, single), append(inside, within), append(ratios, 100*within/single)
+		}
+		b.ReportMetric(median(alone), "kernel-H/s")
+		b.ReportMetric(median(inside), "cluster-H/s")
+		b.ReportMetric(median(ratios), "%-of-kernel")
+	}
+}
+
+// finishedRate is how many nonces a second the log says are finished, measured from one answer to another that comes at
+// least length later.
+func finishedRate(b *testing.B, c *cluster, length time.Duration) float64 {
+	b.Helper()
+	finished := func() (chunks uint64) {
+		s, err := bestStatus(b.Context(), c.client, c.watchable())
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, m := range s.Miners {
+			chunks += m.ChunksFinished
+		}
+		return chunks
+	}
+	nextAnswer := func() (uint64, time.Time) {
+		before := finished()
+		for {
+			if chunks := finished(); chunks != before {
+				return chunks, time.Now()
+			}
+			time.Sleep(10 * time.Millisecond) // the error of the measurement, small beside length
+		}
+	}
+	from, began := nextAnswer()
+	for {
+		to, ended := nextAnswer()
+		if ended.Sub(began) >= length {
+			return float64(to-from) * 100_000 / ended.Sub(began).Seconds()
+		}
+	}
+}
+
+// kernelRate is the rate of the best kernel alone, in this process.
+func kernelRate(length time.Duration) float64 {
+	searcher := sha256d.Best().New()
+	job := sha256d.NewJob(pow.Work{Previous: pow.Sum([]byte("bench")), Timestamp: uint64(time.Now().UnixMilli())})
+	hits := make([]uint64, 64)
+	nonces := pow.Range{First: 100_000_000, Last: 2_000_000_000}
+	var done uint64
+	began := time.Now()
+	for time.Since(began) < length {
+		_, tried := searcher.Search(job, nonces, 0, hits)
+		done += tried
+		nonces.First += tried
+	}
+	return float64(done) / time.Since(began).Seconds()
+}
+
+// BenchmarkSolutionToNextJob measures the time from the acknowledgement of a committed solution until the next job's work
+// is at the miner: verdict, next block, job and grant, each committed, with a web service that syncs its disk.
+func BenchmarkSolutionToNextJob(b *testing.B) {
+	const blocks = 300
+	for range b.N {
+		c := startBenchCluster(b, 1)
+		m := dialSimulated(b, c, "solver")
+		var took []float64
+		var acknowledged time.Time
+		var lastJob uint64
+		for len(took) < blocks {
+			switch e := m.receive(b).(type) {
+			case miner.Process:
+				if e.JobID == lastJob {
+					continue
+				}
+				if lastJob != 0 {
+					took = append(took, time.Since(acknowledged).Seconds()*1000)
+				}
+				lastJob = e.JobID
+				m.send(b, solve(e))
+			case miner.Acknowledgement:
+				if e.Solution {
+					acknowledged = time.Now()
+				}
+			}
+		}
+		slices.Sort(took)
+		b.ReportMetric(took[len(took)/2], "p50-ms")
+		b.ReportMetric(took[len(took)*99/100], "p99-ms")
+	}
+}
+
+// solve finds the lowest solution of a grant, on easy work.
+func solve(p miner.Process) miner.AnswerYes {
+	for nonce := p.Nonces.First; ; nonce++ {
+		if _, ok := p.Work.Verify(nonce); ok {
+			return miner.AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: nonce}
+		}
+	}
+}
+
+// BenchmarkThousandMiners counts grants and answers that 1,000 simulated miners, in two other processes, make in ten
+// seconds on three servers.
+func BenchmarkThousandMiners(b *testing.B) {
+	const length = 10 * time.Second
+	for range b.N {
+		c := startBenchCluster(b, 16, "--nonce-last", "9000000000000000", "--chunk", "1000000")
+		farms := startFarms(b, c, 2, 500, true)
+		farms.waitConnected(b)
+		before := farms.counts()
+		began := time.Now()
+		time.Sleep(length)
+		after := farms.counts()
+		seconds := time.Since(began).Seconds()
+		grants, answers := float64(after.Grants-before.Grants)/seconds, float64(after.Answers-before.Answers)/seconds
+		b.ReportMetric(grants, "grants/s")
+		b.ReportMetric(answers, "answers/s")
+		b.ReportMetric(grants+answers, "both/s")
+	}
+}
+
+// BenchmarkMinerMemory measures what a connected miner costs the leader: 5,000 of them, in four other processes, each
+// holding ranges and watching the health of three servers.
+func BenchmarkMinerMemory(b *testing.B) {
+	const farms, each = 4, 1250
+	for range b.N {
+		c := startBenchCluster(b, 16, "--nonce-last", "9000000000000000", "--chunk", "1000000")
+		leader := c.children["server-1"].pid()
+		before := residentBytes(b, leader)
+		f := startFarms(b, c, farms, each, false)
+		f.waitConnected(b)
+		var samples []float64
+		for range 15 { // over three heartbeats
+			time.Sleep(time.Second)
+			samples = append(samples, float64(residentBytes(b, leader)-before)/(farms*each)/1024)
+		}
+		b.ReportMetric(median(samples), "KiB/miner")
+		b.ReportMetric(slices.Max(samples), "max-KiB/miner")
+	}
+}
+
+// residentBytes is the resident memory of a process. Linux.
+func residentBytes(b *testing.B, pid int) int64 {
+	b.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		b.Skip("resident memory of another process is read from /proc, which this system lacks")
+	}
+	for line := range strings.Lines(string(data)) {
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kib); n == 1 {
+			return kib << 10
+		}
+	}
+	b.Fatalf("no VmRSS in /proc/%d/status", pid)
+	return 0
+}
+
+func median(values []float64) float64 {
+	return slices.Sorted(slices.Values(values))[len(values)/2]
+}
+
+// simulated is a miner that hashes nothing.
+type simulated struct {
+	name   string
+	dialer *rpc.MinerDialer
+	conn   miner.Conn
+}
+
+// dialSimulated connects one simulated miner of this process.
+func dialSimulated(b *testing.B, c *cluster, name string) *simulated {
+	b.Helper()
+	m, err := newSimulated(b.Context(), c.env, name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { m.close() })
+	return m
+}
+
+func (m *simulated) receive(b *testing.B) miner.Message {
+	b.Helper()
+	message, err := m.next()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return message
+}
+
+func (m *simulated) send(b *testing.B, message miner.Message) {
+	b.Helper()
+	if err := m.conn.Send(message); err != nil {
+		b.Fatal(err)
+	}
+}
