@@ -13,8 +13,8 @@ import (
 	"raftmine/miner/sha256d"
 )
 
-// BenchmarkSearch compares the search threads with the kernel alone, both on every processor, in turns of 100 ms so that
-// a machine that is sometimes busy is fair to both. The efficiency is the median of the turns' ratios.
+// BenchmarkSearch compares search threads with as many loops around the kernel alone, in turns of 100 ms, so that a
+// machine that is sometimes busy is fair to both. The efficiency is the median of the turns' ratios.
 func BenchmarkSearch(b *testing.B) {
 	const turn = 100 * time.Millisecond
 	for threads := 1; threads <= runtime.NumCPU(); threads *= 2 {

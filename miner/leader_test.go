@@ -28,8 +28,9 @@ var errGone = errors.New("connection reset")
 type fakeDialer struct {
 	results chan dialResult
 
-	mu    sync.Mutex
-	dials []time.Time
+	mu      sync.Mutex
+	dials   []time.Time
+	context context.Context // of the last dial
 }
 
 type dialResult struct {
@@ -42,6 +43,7 @@ func newFakeDialer() *fakeDialer { return &fakeDialer{results: make(chan dialRes
 func (d *fakeDialer) Dial(ctx context.Context) (Conn, error) {
 	d.mu.Lock()
 	d.dials = append(d.dials, time.Now())
+	d.context = ctx
 	d.mu.Unlock()
 	select {
 	case r := <-d.results:

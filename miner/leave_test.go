@@ -37,6 +37,10 @@ func TestLeavingAnswersForTheFinishedChunksAtTheHead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, c := leaveHalfway(t)
 		start := time.Now()
+		stream := r.dialer.context
+		if stream.Err() != nil {
+			t.Error("the stream's context has ended before the goodbye")
+		}
 		no := expect[AnswerNo](t, c)
 		checkNo(t, no, halfRange(), pow.Range{First: 1, Last: 132_000})
 		goodbye := expect[HeartbeatReply](t, c)
@@ -50,6 +54,9 @@ func TestLeavingAnswersForTheFinishedChunksAtTheHead(t *testing.T) {
 		}
 		if took := time.Since(start); took > 0 {
 			t.Errorf("it waited %s for nothing", took)
+		}
+		if stream.Err() == nil {
+			t.Error("the stream's context lives on")
 		}
 		if s := r.miner.Stats(); s.Chunks != 2 || s.Held != 0 || s.Connected {
 			t.Errorf("stats %+v, want 2 chunks and nothing held", s)
@@ -88,6 +95,23 @@ func TestLeavingDoesNotWaitForALeaderThatKeepsTheStreamOpen(t *testing.T) {
 		}
 		if took := time.Since(start); took != farewell {
 			t.Errorf("it waited %s, want %s", took, farewell)
+		}
+	})
+}
+
+func TestLeavingIsShortOnceEverythingIsAcknowledged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, c := leaveHalfway(t)
+		no := expect[AnswerNo](t, c)
+		expect[HeartbeatReply](t, c)
+		time.Sleep(time.Second)
+		acknowledged := time.Now()
+		r.tell(c, acknowledgement(no, ResultCommitted))
+		if err := r.wait(); err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		if took := time.Since(acknowledged); took != farewell {
+			t.Errorf("it waited another %s, want %s", took, farewell)
 		}
 	})
 }

@@ -38,8 +38,8 @@ func TestConfigIsChecked(t *testing.T) {
 			if test.want == "" && (err != nil || m == nil) {
 				t.Errorf("New = %v, want a miner", err)
 			}
-			if test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want) || !strings.HasPrefix(err.Error(), "miner: ")) {
-				t.Errorf("New = %v, want an error with %q", err, test.want)
+			if test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), "miner: ") || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("New = %v, want an error of the miner with %q", err, test.want)
 			}
 		})
 	}

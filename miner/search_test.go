@@ -245,6 +245,33 @@ func TestSearchLoopAllocatesNothing(t *testing.T) {
 	}
 }
 
+func TestEveryNonceIsTriedHoweverFarACallGets(t *testing.T) {
+	for step := uint64(1); step <= 4; step++ {
+		s := newSearch(1, sha256d.Kernel{New: func() sha256d.Searcher { return stepSearcher(step) }})
+		work := easyWork
+		work.Bits = 0 // the first hit is a solution
+		// stepSearcher's only hit is the very last nonce.
+		g := s.add(Process{Nonces: pow.Range{First: 1, Last: 60}, ChunkSize: 20}, sha256d.NewJob(work))
+		waitSettled(t, s)
+		if g.solution != 60 || s.hashes() != 60 {
+			t.Errorf("%d nonces a call: solution %d after %d hashes, want 60 after 60", step, g.solution, s.hashes())
+		}
+		s.close()
+	}
+}
+
+// stepSearcher tries that many nonces a call and reports nonce 60 alone.
+type stepSearcher uint64
+
+func (step stepSearcher) Search(_ *sha256d.Job, nonces pow.Range, _ uint32, hits []uint64) (int, uint64) {
+	tried := min(uint64(step), nonces.Len())
+	if nonces.First+tried-1 == 60 {
+		hits[0] = 60
+		return 1, tried
+	}
+	return 0, tried
+}
+
 // quickSearcher takes a thousand nonces a call, with its first one as a hit now and then.
 type quickSearcher struct{}
 

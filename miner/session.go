@@ -149,10 +149,9 @@ func (s *session) publish() {
 	s.miner.publish(s.link != nil && s.link.greeted, len(s.held), unacknowledged)
 }
 
-// end frees what run used.
+// end frees what run used. There is no stream any more: run ends after it hung up.
 func (s *session) end() {
 	s.search.close()
-	s.hangUp()
 	if s.dialing != nil {
 		s.dialing()
 		if result := <-s.dialed; result.conn != nil {

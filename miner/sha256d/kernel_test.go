@@ -140,6 +140,18 @@ func TestKernelAgreesWithTheReference(t *testing.T) {
 	})
 }
 
+func TestNonceExactlyAtTheThresholdIsAHit(t *testing.T) {
+	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 1_790_000_000_000})
+	forEachKernel(t, func(t *testing.T, searcher Searcher) {
+		for nonce := uint64(1); nonce <= 120; nonce++ {
+			r := pow.Range{First: nonce, Last: nonce + 3}
+			if got := searchAll(t, searcher, job, r, reference(job.Work, nonce), 4); !slices.Contains(got, nonce) {
+				t.Fatalf("threshold of nonce %d: hits %v", nonce, got)
+			}
+		}
+	})
+}
+
 // Every message length there is: nonces of 1 to 20 digits with timestamps of 1 to 20 digits.
 func TestEveryMessageLength(t *testing.T) {
 	forEachKernel(t, func(t *testing.T, searcher Searcher) {
