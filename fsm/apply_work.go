@@ -43,7 +43,10 @@ func (s *step) grantWork(c GrantWork) Outcome {
 		if row.Strikes >= MaxStrikes {
 			return refused("miner %s has %d strikes", c.Miner, row.Strikes)
 		}
-		if row.LastRequestID == c.RequestID {
+		switch {
+		case c.RequestID < row.LastRequestID:
+			return refused("request %d of miner %s comes after request %d", c.RequestID, c.Miner, row.LastRequestID)
+		case c.RequestID == row.LastRequestID:
 			if grant := s.work.grant(row.LastGrantID); grant != nil {
 				return Outcome{Code: Duplicate, Grant: *grant}
 			}

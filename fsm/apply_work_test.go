@@ -21,11 +21,13 @@ func TestGrantWork(t *testing.T) {
 	solvedJob := func(t testing.TB) *replica { r, _ := solved(t); return r }
 	partly := func(t testing.TB) *replica { r := hardGrants(t); r.must(finish("a", 1, 1, 200)); return r }
 	gone := func(t testing.TB) *replica { r := hardGrants(t); r.must(finish("a", 1, 1, 300)); return r }
+	twoRequests := func(t testing.TB) *replica { r := hardGrants(t); r.must(grantWork("a", 2, 1)); return r }
 	twoStrikes := func(t testing.TB) *replica { r := opened(t); r.must(Strike{"c", "a"}, Strike{"c", "b"}); return r }
 	checkRows(t, []row{
 		{"a grant", hardGrants, grantWork("c", 1, 2), Done, ""},
 		{"a second grant", hardGrants, grantWork("a", 2, 2), Done, ""},
-		{"a smaller request id", hardGrants, grantWork("a", math.MaxUint64, 2), Done, ""},
+		{"the largest request id", hardGrants, grantWork("a", math.MaxUint64, 2), Done, ""},
+		{"an older request", twoRequests, grantWork("a", 1, 2), Refused, "request 1 of miner a comes after request 2"},
 		{"the same request", hardGrants, grantWork("a", 1, 3), Duplicate, ""},
 		{"the same request of a half finished grant", partly, grantWork("a", 1, 3), Duplicate, ""},
 		{"the same request of a finished grant", gone, grantWork("a", 1, 3), Refused, "answered with grant 1, which is gone"},
@@ -230,14 +232,20 @@ func TestSolve(t *testing.T) {
 }
 
 func TestRelease(t *testing.T) {
+	some := func(ids ...uint64) Release { return Release{Miner: "a", GrantIDs: ids, Reason: ReleaseLeft} }
+	grantGone := func(t testing.TB) *replica {
+		r := withJobAlmostDone(t)
+		r.must(finish("a", 1, 901, 950))
+		return r
+	}
 	solvedJob := func(t testing.TB) *replica { r, _ := solved(t); return r }
 	checkRows(t, []row{
 		{"all of a miner's grants", hardGrants, Release{Miner: "a", Reason: ReleaseSilent}, Done, ""},
-		{"one of them", hardGrants, Release{Miner: "a", GrantIDs: []uint64{1}, Reason: ReleaseSilent}, Done, ""},
+		{"one of them", hardGrants, some(1), Done, ""},
 		{"one of them, and the miner", hardGrants, Release{"a", []uint64{1}, ReleaseLeft, true}, Done, ""},
-		{"another miner's grant", hardGrants, Release{Miner: "a", GrantIDs: []uint64{1, 2}, Reason: ReleaseLeft}, Wrong, "grant 2"},
-		{"a grant that never was", hardGrants, Release{Miner: "a", GrantIDs: []uint64{3}, Reason: ReleaseLeft}, Wrong, "no grant 3"},
-		{"a grant that is gone", withJobAlmostDoneTwice, Release{Miner: "a", GrantIDs: []uint64{1}, Reason: ReleaseLeft}, Duplicate, ""},
+		{"another miner's grant", hardGrants, some(1, 2), Wrong, "grant 2"},
+		{"a grant that never was", hardGrants, some(3), Wrong, "no grant 3"},
+		{"a grant that is gone", grantGone, some(1), Duplicate, ""},
 		{"a miner without grants", struck, Release{Miner: "c", Reason: ReleaseRefused}, Duplicate, ""},
 		{"a miner without grants is forgotten", struck, Release{Miner: "c", Reason: ReleaseRefused, Forget: true}, Done, ""},
 		{"an unknown miner", hardGrants, Release{Miner: "z", Reason: ReleaseLeft, Forget: true}, Duplicate, ""},
@@ -245,13 +253,6 @@ func TestRelease(t *testing.T) {
 		{"a solved job", solvedJob, Release{Miner: "a", Reason: ReleaseSilent}, Stale, "keeps its partition"},
 		{"a solved job's miner is forgotten", solvedJob, Release{Miner: "a", Reason: ReleaseSilent, Forget: true}, Done, ""},
 	})
-}
-
-// withJobAlmostDoneTwice has grant 1 finished.
-func withJobAlmostDoneTwice(t testing.TB) *replica {
-	r := withJobAlmostDone(t)
-	r.must(finish("a", 1, 901, 950))
-	return r
 }
 
 func TestForgottenMinerLeavesItsTotals(t *testing.T) {
@@ -302,16 +303,17 @@ func TestRevoke(t *testing.T) {
 		r.must(revoke(pow.Range{First: 101, Last: 200}))
 		return r
 	}
+	again := pow.Range{First: 101, Last: 200}
 	checkRows(t, []row{
 		{"all", finished, revoke(pow.Range{First: 1, Last: 300}), Done, ""},
 		{"some", finished, revoke(pow.Range{First: 201, Last: 300}, pow.Range{First: 1, Last: 100}), Done, ""},
 		{"again", revoked, revoke(pow.Range{First: 101, Last: 200}), Duplicate, ""},
 		{"partly again", revoked, revoke(pow.Range{First: 1, Last: 300}), Refused, "not finished"},
-		{"one again and one not", revoked, revoke(pow.Range{First: 101, Last: 200}, pow.Range{First: 1, Last: 100}), Refused, "pending"},
+		{"one again and one not", revoked, revoke(again, pow.Range{First: 1, Last: 100}), Refused, "pending"},
 		{"granted", finished, revoke(pow.Range{First: 301, Last: 400}), Refused, "301-400 is not finished"},
 		{"partly granted", finished, revoke(pow.Range{First: 201, Last: 400}), Refused, "201-400 is not finished"},
 		{"across the cursor", finished, revoke(pow.Range{First: 401, Last: 600}), Refused, "401-600 is not finished"},
-		{"listed twice", finished, revoke(pow.Range{First: 1, Last: 200}, pow.Range{First: 101, Last: 300}), Wrong, "listed twice"},
+		{"listed twice", finished, revoke(pow.Range{First: 1, Last: 200}, again), Wrong, "listed twice"},
 		{"nothing", finished, revoke(), Wrong, "no ranges"},
 		{"half a chunk", finished, revoke(pow.Range{First: 1, Last: 50}), Wrong, "whole chunks"},
 		{"another round", finished, with(func(c *Revoke) { c.Round = 1 }), Wrong, "no round 1"},
@@ -340,7 +342,8 @@ func TestRevokedWorkIsTakenFromItsMiner(t *testing.T) {
 // The last nonce is 1<<64-1: no arithmetic on ranges may overflow.
 func TestJobUpToTheLastNonce(t *testing.T) {
 	const last = math.MaxUint64
-	for _, nonces := range []pow.Range{{First: 1, Last: last}, {First: last - 2_500_000_000, Last: last}, {First: last, Last: last}} {
+	for _, first := range []uint64{1, last - 2_500_000_000, last} {
+		nonces := pow.Range{First: first, Last: last}
 		r := newReplica(t)
 		r.must(changed(hardJob, func(j *OpenJob) { j.Nonces, j.ChunkSize = nonces, MaxChunkSize }))
 		total := r.Counts().Total

@@ -66,8 +66,8 @@ type OpenJob struct {
 }
 
 // GrantWork grants a miner a run of at most Chunks chunks. Which ones is decided in Apply: the lowest returned run first,
-// else the next ones never granted. RequestID makes it idempotent: the same miner asking again with the same id gets
-// the same grant.
+// else the next ones never granted. RequestID makes it idempotent: a miner's request ids grow, so that none is answered
+// twice, and asking again with the last one gets the same grant.
 type GrantWork struct {
 	JobID     uint64
 	Miner     string

@@ -26,8 +26,8 @@
 // # Idempotency
 //
 // It comes from the state itself, so it costs no memory that grows: ids of grants and jobs, the request id of a server,
-// and the last request id of a miner. A request id that was answered never gets a second grant, as long as it is the
-// miner's last one. Two commands count, and say Done each time: Submitting (attempts) and Strike. Revoke says
+// and the last request id of a miner. A miner's request ids grow, so one that was answered never gets a second grant,
+// until the miner is forgotten. Two commands count, and say Done each time: Submitting (attempts) and Strike. Revoke says
 // Duplicate only while its chunks are pending: a proposer that does not know the outcome looks before it asks again.
 //
 // # Protocol and tuning

@@ -178,6 +178,9 @@ func (m *model) grantWork(c GrantWork) Code {
 		if known.strikes >= MaxStrikes {
 			return Refused
 		}
+		if c.RequestID < known.request {
+			return Refused
+		}
 		if known.request == c.RequestID {
 			if m.grants[known.grant] == c.Miner {
 				return Duplicate

@@ -150,7 +150,7 @@ func drawCommand(t *rapid.T, m *model) Command {
 	case m.phase == PhaseSubmitting && kind < 15:
 		return Submitted{JobID: job, Verdict: Verdict(rapid.IntRange(1, 4).Draw(t, "verdict")), Detail: "detail"}
 	case kind < 10:
-		return GrantWork{JobID: job, Miner: miner, Instance: ID{1}, RequestID: rapid.Uint64Range(1, 6).Draw(t, "request"),
+		return GrantWork{JobID: job, Miner: miner, Instance: ID{1}, RequestID: drawRequest(t, m, miner),
 			Chunks: rapid.Uint64Range(1, 5).Draw(t, "chunks")}
 	case kind < 18:
 		id, holder := drawGrant(t, m, miner)
@@ -189,6 +189,19 @@ func drawCommand(t *rapid.T, m *model) Command {
 	}
 }
 
+// drawRequest draws the miner's next request id most of the time, else the last ones again.
+func drawRequest(t *rapid.T, m *model, miner string) uint64 {
+	var last uint64
+	if known := m.miners[miner]; known != nil {
+		last = known.request
+	}
+	next := last + rapid.Uint64Range(1, 2).Draw(t, "request")
+	if back := rapid.Uint64Range(0, 19).Draw(t, "asked before"); back < 3 {
+		return max(1, last-min(last, back))
+	}
+	return next
+}
+
 // drawJob draws a job of few chunks, somewhere among all nonces, that is solved now and then.
 func drawJob(t *rapid.T, m *model) Command {
 	if m.jobID > 0 && rapid.IntRange(0, 4).Draw(t, "same job") == 0 {
@@ -220,7 +233,8 @@ func drawGrant(t *rapid.T, m *model, miner string) (uint64, string) {
 // drawRange draws whole chunks: the head of a grant if that is held, else any; now and then not quite.
 func drawRange(t *rapid.T, m *model, grant uint64) pow.Range {
 	from := rapid.IntRange(0, len(m.chunks)-1).Draw(t, "from")
-	if head := slices.Index(m.owners, int64(grant)); grant != 0 && head >= 0 && rapid.IntRange(0, 9).Draw(t, "not the head") > 0 {
+	head := slices.Index(m.owners, int64(grant))
+	if grant != 0 && head >= 0 && rapid.IntRange(0, 9).Draw(t, "not the head") > 0 {
 		from = head
 	}
 	to := min(len(m.chunks)-1, from+rapid.IntRange(0, 3).Draw(t, "more chunks"))

@@ -103,7 +103,7 @@ func (w *work) take(max uint64) (run, bool) {
 
 // putBack makes chunks pending that are neither pending nor granted, and merges them with their neighbours.
 func (w *work) putBack(r run) {
-	at, _ := slices.BinarySearchFunc(w.returned, r.first, func(x run, first uint64) int { return cmp.Compare(x.first, first) })
+	at := w.firstReturnedAfter(r.first)
 	w.returnedChunks += r.len()
 	from, to := at, at // the neighbours that r swallows
 	if at > 0 && w.returned[at-1].end == r.first {

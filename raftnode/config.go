@@ -24,7 +24,7 @@ const (
 	DefaultJoinTimeout       = 30 * time.Second
 	DefaultBatchCommands     = 4096
 	DefaultBatchBytes        = 1 << 20
-	DefaultInFlight          = 3
+	DefaultInFlight          = 4
 	DefaultSnapshotInterval  = 30 * time.Second
 	DefaultSnapshotThreshold = 8192
 	DefaultTrailingLogs      = 10240
@@ -61,8 +61,8 @@ type Config struct {
 	Logger   *slog.Logger
 	Observer Observer // may be nil
 
-	// Group commit: the bounds of one entry, and how many entries may be on their way at once. More in flight means
-	// smaller entries: 3 gave the highest throughput on a disk with fsync.
+	// Group commit: the bounds of one entry, and how many entries may be on their way at once. More than 4 in flight made
+	// entries smaller and not more of them, measured with fsync and 1,000 callers.
 	BatchCommands int
 	BatchBytes    int // estimated
 	InFlight      int

@@ -32,8 +32,10 @@ type peer struct {
 	kick chan struct{} // cap 1: send a heartbeat at once
 	end  context.CancelFunc
 
+	present  bool      // the last exchange worked, heartbeat or question
 	answered int       // heartbeats in a row
 	missed   int       // heartbeats in a row
+	lastMiss time.Time // when the last of them was sent
 	refused  int       // dials in a row; 0 as soon as anything else happens
 	since    time.Time // of the first answer of the run
 	last     time.Time // of the last answer, of a heartbeat or of a question in between
@@ -74,9 +76,6 @@ func (s *peerSet) kick(id uint64) {
 func (p *peer) stable(heartbeat time.Duration) bool {
 	return p.answered >= stableHeartbeats && !p.left && p.last.Sub(p.since) >= heartbeat*9/10
 }
-
-// fresh reports whether the last heartbeat was answered.
-func (p *peer) fresh() bool { return p.missed == 0 && !p.last.IsZero() }
 
 // silence says why the server counts as down; empty: it does not.
 func (p *peer) silence(heartbeat time.Duration) string {
@@ -161,15 +160,13 @@ func (n *Node) computedLeader() (id uint64) {
 // heartbeats sends one server a heartbeat at once, and then each interval or when it is kicked.
 func (n *Node) heartbeats(ctx context.Context, p *peer) {
 	defer p.end()
-	for regular := true; ; {
+	for {
 		next := time.NewTimer(n.config.Heartbeat)
-		n.beat(ctx, p, regular)
+		n.beat(ctx, p)
 		select {
 		case <-ctx.Done():
 		case <-next.C:
-			regular = true
 		case <-p.kick:
-			regular = false
 		}
 		next.Stop()
 		if ctx.Err() != nil {
@@ -178,8 +175,8 @@ func (n *Node) heartbeats(ctx context.Context, p *peer) {
 	}
 }
 
-// beat sends one heartbeat. Only regular ones count as missed.
-func (n *Node) beat(ctx context.Context, p *peer, regular bool) {
+// beat sends one heartbeat. Those in between, after a kick, do not make the missed ones come faster.
+func (n *Node) beat(ctx context.Context, p *peer) {
 	sent := time.Now()
 	address := n.book.address(p.id)
 	report, err := n.ask(ctx, p.id, address)
@@ -198,9 +195,10 @@ func (n *Node) beat(ctx context.Context, p *peer, regular bool) {
 	n.peers.mu.Lock()
 	p.refused = refused
 	if err != nil {
-		p.answered = 0
-		if regular {
+		p.present, p.answered = false, 0
+		if sent.Sub(p.lastMiss) >= n.config.Heartbeat*9/10 {
 			p.missed++
+			p.lastMiss = sent
 		}
 	} else {
 		if p.answered == 0 {
@@ -215,7 +213,7 @@ func (n *Node) beat(ctx context.Context, p *peer, regular bool) {
 
 // take records an answer.
 func (p *peer) take(report ServerReport) {
-	p.missed, p.refused = 0, 0
+	p.present, p.missed, p.refused = true, 0, 0
 	p.last = time.Now()
 	p.report = report
 	if p.left = report.Stopping; p.left {
@@ -309,7 +307,7 @@ func (n *Node) HandleHeartbeat(request HeartbeatRequest) (ServerReport, error) {
 	// One that was silent, or that nobody here knows, is asked back at once: it has just come.
 	if p, ok := n.peers.get(request.ServerID); !ok {
 		poke(n.regroup)
-	} else if !p.fresh() {
+	} else if !p.present {
 		n.peers.kick(request.ServerID)
 	}
 	return n.report(), nil

@@ -32,8 +32,8 @@ const (
 func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint64) error) error {
 	n.running.Lock()
 	defer n.running.Unlock()
-	if err := n.alive(); err != nil {
-		return err
+	if n.ctx.Err() != nil {
+		return n.replica.failure()
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -198,12 +198,14 @@ func (p *transferPace) attempt(now time.Time) {
 
 // preferLowest hands leadership to the lowest id that is up, when that is another, a voter, caught up and stable.
 func (n *Node) preferLowest(ctx context.Context, servers []raft.Server) {
-	lowest := n.computedLeader()
-	if lowest == 0 || lowest == n.id || n.stopping.Load() || !n.transferTry.ready(time.Now()) {
+	var lowest uint64
+	var over bool // the cluster is being stopped: a new term would take that back
+	n.View(func(v fsm.View) { lowest, over = v.LowestUp(), v.Stopped() })
+	if over || lowest == 0 || lowest == n.id || !n.transferTry.ready(time.Now()) {
 		return
 	}
 	p, ok := n.peers.get(lowest)
-	if !ok || !p.fresh() || !p.stable(n.config.Heartbeat) || !isVoter(servers, lowest) || !n.caughtUp(p.report) {
+	if !ok || !p.present || !p.stable(n.config.Heartbeat) || !isVoter(servers, lowest) || !n.caughtUp(p.report) {
 		return
 	}
 	n.transferTry.attempt(time.Now())
@@ -220,7 +222,8 @@ var errNoTakeover = errors.New("it did not take over")
 func (n *Node) transfer(ctx context.Context, target uint64) error {
 	n.transferMu.Lock()
 	defer n.transferMu.Unlock()
-	n.log.Debug("leadership transfer begins", "to", target)
+	term := n.raft.CurrentTerm()
+	n.log.Debug("leadership transfer begins", "to", target, "term", term)
 	defer n.commits.resume()
 	waiting, cancel := context.WithTimeout(ctx, transferCatchUp)
 	defer cancel()
@@ -236,14 +239,14 @@ func (n *Node) transfer(ctx context.Context, target uint64) error {
 			return errors.New("it is stopping")
 		}
 		// The same term: its log has no suffix of another leader.
-		if report.LastIndex == n.raft.LastIndex() && report.Term == n.raft.CurrentTerm() {
+		if report.LastIndex == n.raft.LastIndex() && report.Term == term {
 			break
 		}
 		if !sleep(waiting, 2*time.Millisecond) {
 			return fmt.Errorf("it lags: it has entry %d, the last one is %d", report.LastIndex, n.raft.LastIndex())
 		}
 	}
-	if n.raft.State() != raft.Leader {
+	if !n.leadsIn(term) {
 		return nil
 	}
 	if err := n.callElection(ctx, target); err != nil {
@@ -253,7 +256,7 @@ func (n *Node) transfer(ctx context.Context, target uint64) error {
 	defer took.Stop()
 	look := time.NewTicker(time.Millisecond)
 	defer look.Stop()
-	for n.raft.State() == raft.Leader {
+	for n.leadsIn(term) {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -264,6 +267,10 @@ func (n *Node) transfer(ctx context.Context, target uint64) error {
 	}
 	n.log.Info("leadership handed over", "to", target)
 	return nil
+}
+
+func (n *Node) leadsIn(term uint64) bool {
+	return n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term
 }
 
 // callElection makes a voter, this server or another, stand for election at once, past pre-vote and leader stickiness.
@@ -344,7 +351,7 @@ func (n *Node) heir() (id uint64) {
 	servers := n.configuration()
 	n.View(func(v fsm.View) {
 		for _, row := range v.Servers() {
-			if p, ok := n.peers.get(row.ID); row.Up && row.ID != n.id && ok && p.fresh() && !p.left && isVoter(servers, row.ID) {
+			if p, ok := n.peers.get(row.ID); row.Up && row.ID != n.id && ok && p.present && !p.left && isVoter(servers, row.ID) {
 				id = row.ID
 				return
 			}

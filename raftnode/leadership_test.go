@@ -130,9 +130,9 @@ func TestProposalsWaitForATransferAndNoneIsLost(t *testing.T) {
 		go func() { // one proposal after the other, on whoever leads
 			defer close(finished)
 			for ctx.Err() == nil {
+				time.Sleep(time.Millisecond) // virtual time must pass
 				leader := c.leader()
 				if leader == nil {
-					time.Sleep(time.Millisecond)
 					continue
 				}
 				_, err := leader.Propose(context.Background(), strike(1))
@@ -141,7 +141,6 @@ func TestProposalsWaitForATransferAndNoneIsLost(t *testing.T) {
 					done.Add(1)
 				case errors.Is(err, ErrNotLeader):
 					refused.Add(1)
-					time.Sleep(time.Millisecond)
 				default:
 					t.Errorf("propose: %v", err)
 				}
@@ -227,9 +226,7 @@ func TestPlannedStopHandsLeadershipOverAndIsDownInTheTable(t *testing.T) {
 		if err := c.servers[2].node.Stop(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if !c.up(2) {
-			t.Error("the follower that stopped is up in the table")
-		}
+		c.wait("the follower that stopped is down in the table", func() bool { return c.up(2) })
 		if voters := c.servers[1].node.Status().Voters; len(voters) != 3 {
 			t.Errorf("voters %v: a planned stop removes none", voters)
 		}
@@ -293,6 +290,7 @@ func TestRemovedServerThatReportsIsReadmitted(t *testing.T) {
 		c.wait("all are up", func() bool { return c.up(1, 2, 3) })
 		leader := c.servers[0].node
 		c.servers[2].kill()
+		c.wait("server 3 is down", func() bool { return c.up(1, 2) })
 		if err := leader.raft.RemoveServer("3", 0, 0).Error(); err != nil {
 			t.Fatal(err)
 		}

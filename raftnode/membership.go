@@ -51,7 +51,7 @@ func (n *Node) lookAround(ctx context.Context, work *sync.WaitGroup) {
 		work.Go(func() {
 			if refused := n.probe(ctx, n.book.address(id), nil); refused >= refusedDials {
 				n.peers.mu.Lock()
-				p.refused, p.answered = refused, 0
+				p.present, p.refused, p.answered = false, refused, 0
 				n.peers.mu.Unlock()
 				poke(n.govern)
 			}
@@ -81,7 +81,7 @@ func (n *Node) governOnce(ctx context.Context) (catchingUp bool) {
 		if row.ID == n.id || !row.Member || isVoter(servers, row.ID) {
 			continue
 		}
-		if p, ok := n.peers.get(row.ID); ok && p.fresh() && !p.left {
+		if p, ok := n.peers.get(row.ID); ok && p.present && !p.left {
 			catchingUp = n.bringIn(ctx, p, servers) || catchingUp
 			servers = n.configuration()
 		}
@@ -104,7 +104,7 @@ func (n *Node) judge(row fsm.Server, p peer, servers []raft.Server) (commands []
 			return []fsm.Command{fsm.ServerDown{ServerID: row.ID, Reason: reason}}
 		}
 	}
-	if !p.fresh() || p.left {
+	if !p.present || p.left {
 		return nil
 	}
 	commands = n.moved(row, p.report)
@@ -170,7 +170,7 @@ func (n *Node) bringIn(ctx context.Context, p peer, servers []raft.Server) bool 
 	last := n.raft.LastIndex()
 	report, err := n.ask(ctx, p.id, n.book.address(p.id))
 	if err != nil {
-		n.peers.kick(p.id)
+		n.peers.lost(p.id)
 		return false
 	}
 	n.peers.took(p.id, report)
@@ -197,6 +197,16 @@ func (n *Node) reconfigure(ctx context.Context, id uint64, as string, change fun
 		n.log.Warn("group not changed", "peer", id, "as", as, "error", err)
 	}
 	return err
+}
+
+// lost notes that a question was not answered, and has a heartbeat find out more.
+func (s *peerSet) lost(id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p, ok := s.byID[id]; ok && p.present {
+		p.present, p.answered = false, 0
+		poke(p.kick)
+	}
 }
 
 func (s *peerSet) took(id uint64, report ServerReport) {

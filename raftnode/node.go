@@ -223,7 +223,7 @@ func (n *Node) openCommitter() {
 			})
 		},
 		apply: func(term uint64, data []byte) (raft.ApplyFuture, error) {
-			if n.raft.State() != raft.Leader || n.raft.CurrentTerm() != term {
+			if !n.leadsIn(term) {
 				return nil, n.notLeader()
 			}
 			return n.raft.Apply(data, n.config.TransportTimeout), nil

@@ -1,8 +1,11 @@
 package raftnode
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -53,7 +56,11 @@ func TestUndecodableEntryStopsTheReplicaAndAgainAfterARestart(t *testing.T) {
 				t.Errorf("join: %v", err)
 			}
 			// Raft goes on; what follows is not applied, and no snapshot may pass over the entry.
-			if future := s.node.raft.Apply(nil, time.Second); future.Error() == nil {
+			good, err := fsm.EncodeEntry(fsm.Entry{LeaderID: 1, Commands: []fsm.Command{strike(2)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if future := s.node.raft.Apply(good, time.Second); future.Error() == nil {
 				if err, ok := future.Response().(error); !ok || !errors.Is(err, ErrReplicaStopped) {
 					t.Errorf("the next entry was applied: %v", future.Response())
 				}
@@ -138,14 +145,15 @@ func TestLogOfAnotherClusterStopsTheReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 1)
 		s := c.servers[0]
+		cluster := s.node.ClusterID()
 		s.kill()
-		dir, err := OpenDataDir(s.dir)
+		path := filepath.Join(s.dir, identityFileName)
+		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		identity := dir.Identity()
-		identity.ClusterID = "other"
-		if err := errors.Join(dir.SetIdentity(identity), dir.Close()); err != nil {
+		text = bytes.Replace(text, []byte(cluster), []byte("other"), 1)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		s.start()

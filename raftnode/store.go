@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Where Raft's part of a data directory lies. Protocol with the disk.
@@ -60,11 +62,10 @@ func OpenBoltStores(dir string, fresh bool, logger *slog.Logger) (_ *Stores, err
 		},
 	})
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("%s is in use by another process", path)
-	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
-		return nil, fmt.Errorf("%s: %w: %w; restore it, or start on another data directory to join as a new server",
-			path, ErrLogDamaged, err)
+	case err != nil && !errors.As(err, new(syscall.Errno)): // not the disk or its permissions, but what the file says
+		return nil, damaged(path, err)
 	case err != nil:
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
@@ -82,7 +83,11 @@ func OpenBoltStores(dir string, fresh bool, logger *slog.Logger) (_ *Stores, err
 // recoverDamage turns a panic over what is on the disk into an error.
 func recoverDamage(path string, err *error) {
 	if r := recover(); r != nil {
-		*err = fmt.Errorf("%s: %w: %v; restore it, or start on another data directory to join as a new server",
-			path, ErrLogDamaged, r)
+		*err = damaged(path, fmt.Errorf("%v", r))
 	}
+}
+
+func damaged(path string, cause error) error {
+	return fmt.Errorf("%s: %w: %w; restore it, or start on another data directory to join as a new server",
+		path, ErrLogDamaged, cause)
 }

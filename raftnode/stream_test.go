@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// listen opens a listener on loopback that is closed, without leaving a goroutine, at the end of the test.
+// listenLoopback opens a listener on loopback that is closed, without leaving a goroutine, at the end of the test.
 func listenLoopback(t *testing.T, config ListenConfig) *Listener {
 	t.Helper()
 	ignore := goleak.IgnoreCurrent()
@@ -328,6 +328,7 @@ func TestSilentConnectionsCannotLockOthersOut(t *testing.T) {
 			synctest.Wait() // they are undecided in this order
 		}
 		for i := range 3 * limit {
+			synctest.Wait() // the one before gave its place back
 			honest := inner.dial()
 			go func() { _, _ = io.WriteString(honest, "\x01raft") }()
 			if i == 0 {

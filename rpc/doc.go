@@ -8,7 +8,7 @@
 // stream with UNAVAILABLE.
 //
 // Bad input ends the call with one clear line and changes nothing: INVALID_ARGUMENT for a message that makes no sense,
-// RESOURCE_EXHAUSTED for one above MaxMessageSize, INTERNAL for bytes that gRPC itself cannot decode in a unary call.
+// RESOURCE_EXHAUSTED for one above MaxMessageSize, INTERNAL for bytes that are no protobuf (gRPC answers those itself).
 //
 // What a connected miner costs the leader is a goal (at most 60 KiB with its health watch): small buffers that are given
 // back between writes, one goroutine a stream beside gRPC's own, no timers.

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +18,13 @@ import (
 	"raftmine/raftnode/coordinator"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if address := os.Getenv(benchMinersAt); address != "" {
+		benchMiners(address)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience bounds waiting for what must happen; a test that needs it fails.
 const patience = 10 * time.Second

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/resolver/manual"
 
 	"raftmine/miner"
+	"raftmine/raftnode/coordinator"
 	pb "raftmine/rpc/raftminepb"
 )
 
@@ -29,8 +30,10 @@ const (
 	watchedServers = 3
 	// DefaultRotateAfter is how long a miner waits for one of the servers it watches to lead, before it tries others.
 	DefaultRotateAfter = time.Second
-	// helloTimeout is how long a leader may take to speak first. A paused process still counts as healthy to gRPC.
-	helloTimeout = 2 * time.Second
+	// DefaultHelloTimeout is how long a leader may take to speak first. A paused process still counts as healthy.
+	DefaultHelloTimeout = 2 * time.Second
+	// maxOpens is how many streams one Dial opens to servers that turn out not to lead.
+	maxOpens = 20
 	// goodbye is how long a closed stream may take to deliver what was sent on it.
 	goodbye = 250 * time.Millisecond
 )
@@ -43,9 +46,10 @@ const leaderConfig = `{"loadBalancingConfig":[{"round_robin":{}}],"healthCheckCo
 type MinerDialerConfig struct {
 	// Addresses returns where servers are known to be, host:port; required. It is called again whenever no leader is
 	// found, so it may read the local environment anew. What a leader says of its servers is tried before.
-	Addresses   func() []string
-	RotateAfter time.Duration // zero means DefaultRotateAfter
-	Logger      *slog.Logger
+	Addresses    func() []string
+	RotateAfter  time.Duration // zero means DefaultRotateAfter
+	HelloTimeout time.Duration // zero means DefaultHelloTimeout
+	Logger       *slog.Logger
 }
 
 // Validate reports the first field that is wrong.
@@ -55,6 +59,8 @@ func (c MinerDialerConfig) Validate() error {
 		return errors.New("miner dialer: no addresses given")
 	case c.RotateAfter < 0:
 		return fmt.Errorf("miner dialer: rotate after %v, want more than 0", c.RotateAfter)
+	case c.HelloTimeout < 0:
+		return fmt.Errorf("miner dialer: hello timeout %v, want more than 0", c.HelloTimeout)
 	}
 	return nil
 }
@@ -86,6 +92,9 @@ func NewMinerDialer(config MinerDialerConfig) (*MinerDialer, error) {
 	if config.RotateAfter == 0 {
 		config.RotateAfter = DefaultRotateAfter
 	}
+	if config.HelloTimeout == 0 {
+		config.HelloTimeout = DefaultHelloTimeout
+	}
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -94,7 +103,6 @@ func NewMinerDialer(config MinerDialerConfig) (*MinerDialer, error) {
 		grpc.WithResolvers(d.resolver),
 		grpc.WithDefaultServiceConfig(leaderConfig),
 		grpc.WithIdleTimeout(0),
-		grpc.WithSharedWriteBuffer(true),
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("miner dialer: %w", err)
@@ -117,24 +125,39 @@ func (d *MinerDialer) Close() error { return d.conn.Close() }
 
 // Dial implements miner.Dialer. It returns when the leader has spoken: a server that only believes to lead does not count.
 func (d *MinerDialer) Dial(ctx context.Context) (miner.Conn, error) {
-	if err := d.awaitLeader(ctx); err != nil {
-		return nil, fmt.Errorf("find leader: %w", err)
+	for attempt := 1; ; attempt++ {
+		if err := d.awaitLeader(ctx); err != nil {
+			return nil, fmt.Errorf("find leader: %w", err)
+		}
+		conn, err := d.open(ctx)
+		if err == nil {
+			return conn, nil
+		}
+		if !errors.Is(err, coordinator.ErrNotLeader) || attempt == maxOpens {
+			return nil, fmt.Errorf("open mining stream: %w", err)
+		}
+		// A leader that was: the news of its health, or of its heir's, is on the way.
+		d.awaitChange(ctx, connectivity.Ready, connectBase)
 	}
+}
+
+// open opens a stream and waits until the leader speaks.
+func (d *MinerDialer) open(ctx context.Context) (*minerConn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := pb.NewMiningServiceClient(d.conn).Mine(ctx, grpc.WaitForReady(true))
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("open mining stream: %w", minerError(err))
+		return nil, minerError(err)
 	}
 	c := &minerConn{dialer: d, stream: stream, cancel: cancel}
-	silent := time.AfterFunc(helloTimeout, cancel)
+	silent := time.AfterFunc(d.config.HelloTimeout, cancel)
 	c.first, err = c.receive()
 	if !silent.Stop() && errors.Is(err, context.Canceled) {
 		err = fmt.Errorf("the server does not speak: %w", ErrUnavailable)
 	}
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("open mining stream: %w", err)
+		return nil, err
 	}
 	return c, nil
 }
@@ -176,6 +199,13 @@ func (d *MinerDialer) ready(ctx context.Context) bool {
 			return false
 		}
 	}
+}
+
+// awaitChange waits at most limit while the connections are in state.
+func (d *MinerDialer) awaitChange(ctx context.Context, state connectivity.State, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	d.conn.WaitForStateChange(ctx, state)
 }
 
 // watch gives the resolver at most three candidates: the first ones, or the next ones in turn.
@@ -288,6 +318,7 @@ func (c *minerConn) Receive() (miner.Message, error) {
 func (c *minerConn) receive() (miner.Message, error) {
 	response, err := c.stream.Recv()
 	if errors.Is(err, io.EOF) {
+		c.cancel()
 		return nil, fmt.Errorf("the leader ended the stream: %w", ErrUnavailable)
 	}
 	if err != nil {

@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 
 	"raftmine/raftnode/coordinator"
 	pb "raftmine/rpc/raftminepb"
@@ -77,22 +74,27 @@ func (m *miningService) mine(stream mineStream) error {
 // error. When the handler returns, the stream's context ends, and so does this.
 func (m *miningService) receive(stream mineStream, session Session) (err error) {
 	defer m.server.recovered("Mine", &err)
+	handling := m.server.aside("Mine")
 	for {
 		request, err := stream.Recv()
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
-		case status.Code(err) == codes.Internal && strings.Contains(err.Error(), "unmarshal"):
-			return malformed("MineRequest cannot be decoded")
 		case err != nil:
 			return err
 		}
-		message, err := mineRequestFrom(request)
+		err = handling.run(func() error {
+			message, err := mineRequestFrom(request)
+			if err != nil {
+				return err
+			}
+			if err := session.Receive(stream.Context(), message); err != nil {
+				return sessionError(err)
+			}
+			return nil
+		})
 		if err != nil {
 			return err
-		}
-		if err := session.Receive(stream.Context(), message); err != nil {
-			return sessionError(err)
 		}
 	}
 }

@@ -57,8 +57,7 @@ func NewServer(config Config) (*Server, error) {
 		grpc.ConnectionTimeout(connectionTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: config.KeepaliveTime, Timeout: config.KeepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
-		// Messages are small and connections many: the buffers of a quiet connection are given back.
-		grpc.SharedWriteBuffer(true),
+		// Messages are small and connections many. gRPC gives the write buffer of a quiet connection back.
 		grpc.WriteBufferSize(4<<10),
 		grpc.ReadBufferSize(1<<10),
 		grpc.WaitForHandlers(true),
@@ -171,7 +170,7 @@ func (s *Server) recoverStream(
 	service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler,
 ) (err error) {
 	defer s.recovered(info.FullMethod, &err)
-	return handler(service, stream)
+	return handler(service, &shallowStream{stream, s.aside(info.FullMethod), !info.IsClientStream})
 }
 
 // recovered must be deferred itself.

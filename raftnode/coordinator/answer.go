@@ -28,7 +28,7 @@ func (s *Session) answerNo(m *miner, a AnswerNo) error {
 	})
 	if why, over := answerIsOver(job, a.JobID, a.Timestamp); over {
 		ack.Result, ack.Message = Stale, why
-		m.drop(a.GrantID)
+		c.dropGone(m, a.GrantID)
 		c.send(s, ack)
 		c.feed(m)
 		c.mu.Unlock()
@@ -197,7 +197,7 @@ func (s *Session) answerYes(m *miner, a AnswerYes) error {
 	why, over := answerIsOver(job, a.JobID, a.Timestamp)
 	if over && !sameSolution(job, m.name, a) { // the same one is asked for its outcome: it is a duplicate
 		ack.Result, ack.Message = Stale, why
-		m.drop(a.GrantID)
+		c.dropGone(m, a.GrantID)
 		c.send(s, ack)
 		c.feed(m)
 		c.mu.Unlock()

@@ -35,12 +35,15 @@ type cluster struct {
 	index   uint64
 	term    uint64
 	applied []applied
-	trace   []string // commands, VerifyLeader and requests to the web service, in order
+	late    [][]fsm.Command // will be committed; at the latest before the next term begins
+	queue   chan struct{}   // closed when the last Propose with latency is done
+	trace   []string        // commands, VerifyLeader and requests to the web service, in order
 
 	// Set by tests, before or while nothing runs.
-	latency time.Duration
-	fail    func(commands []fsm.Command) failure // called with mu held
-	verify  error
+	forgetful bool // no history, no trace
+	latency   time.Duration
+	fail      func(commands []fsm.Command) failure // called with mu held
+	verify    error
 }
 
 type applied struct {
@@ -82,6 +85,9 @@ func (cl *cluster) apply(commands []fsm.Command) []fsm.Outcome {
 	if err != nil {
 		panic(err)
 	}
+	if cl.forgetful {
+		return result.Outcomes
+	}
 	for i, command := range commands {
 		cl.applied = append(cl.applied, applied{cl.index, command, result.Outcomes[i]})
 		cl.trace = append(cl.trace, strings.TrimPrefix(fmt.Sprintf("%T", command), "fsm."))
@@ -91,10 +97,17 @@ func (cl *cluster) apply(commands []fsm.Command) []fsm.Outcome {
 
 func (cl *cluster) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.Outcome, error) {
 	if cl.latency > 0 {
-		select {
-		case <-ctx.Done():
+		cl.mu.Lock()
+		before, committed := cl.queue, make(chan struct{})
+		cl.queue = committed
+		cl.mu.Unlock()
+		defer close(committed)
+		<-time.After(cl.latency)
+		if before != nil {
+			<-before // in the order of the calls
+		}
+		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
-		case <-time.After(cl.latency):
 		}
 	}
 	cl.mu.Lock()
@@ -112,10 +125,14 @@ func (cl *cluster) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.
 			cl.apply(commands)
 			return nil, ErrOutcomeUnknown
 		case unknownLate:
+			cl.late = append(cl.late, commands)
 			time.AfterFunc(3*time.Second, func() {
 				cl.mu.Lock()
 				defer cl.mu.Unlock()
-				cl.apply(commands)
+				if len(cl.late) > 0 {
+					cl.apply(cl.late[0])
+					cl.late = cl.late[1:]
+				}
 			})
 			return nil, ErrOutcomeUnknown
 		}
@@ -137,7 +154,9 @@ func (cl *cluster) VerifyLeader(context.Context) error {
 func (cl *cluster) note(what string) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
-	cl.trace = append(cl.trace, what)
+	if !cl.forgetful {
+		cl.trace = append(cl.trace, what)
+	}
 }
 
 // must proposes as another part of the leader would.
@@ -204,6 +223,7 @@ type service struct {
 	delay    time.Duration
 	down     error
 	submit   []func(accept func() Reply) (Reply, error) // scripted answers; then it behaves
+	behave   func(accept func() Reply) (Reply, error)   // then what it does, if set
 	requests int
 	accepted []pow.Hash
 }
@@ -265,6 +285,9 @@ func (sv *service) Submit(ctx context.Context, nonce, timestamp uint64) (Reply, 
 	}
 	if sv.down != nil {
 		return Reply{}, sv.down
+	}
+	if sv.behave != nil {
+		return sv.behave(accept)
 	}
 	return accept(), nil
 }
@@ -357,10 +380,20 @@ func newRig(t *testing.T, change func(*rig)) *rig {
 	return r
 }
 
-// start begins the next term.
+// start begins the next term and waits until nothing moves.
 func (r *rig) start() {
 	r.t.Helper()
+	r.begin()
+	synctest.Wait()
+}
+
+func (r *rig) begin() {
+	r.t.Helper()
 	r.cl.mu.Lock()
+	for _, commands := range r.cl.late {
+		r.cl.apply(commands)
+	}
+	r.cl.late = nil
 	r.cl.term++
 	r.cfg.Term = r.cl.term
 	r.cl.apply([]fsm.Command{fsm.TakeOffice{ServerID: 1}})
@@ -373,7 +406,6 @@ func (r *rig) start() {
 	r.c, r.cancel, r.done = c, cancel, make(chan error, 1)
 	done := r.done
 	go func() { done <- c.Run(ctx) }()
-	synctest.Wait()
 }
 
 // stop ends the term and waits for it.
@@ -383,176 +415,6 @@ func (r *rig) stop() {
 		r.t.Errorf("Run: %v", err)
 	}
 	r.cancel = nil
-}
-
-// testMiner is a miner that does what the test says.
-type testMiner struct {
-	r        *rig
-	name     string
-	instance fsm.ID
-	s        *Session
-
-	held       []Process // as a real miner would hold them
-	received   []Message // all but heartbeats
-	acks       []Acknowledgement
-	interrupts []Interrupt
-	beats      []HeartbeatRequest
-	over       bool // Outgoing is closed
-}
-
-// miner connects a miner that wants so many ranges.
-func (r *rig) miner(name string, wanted int) *testMiner {
-	r.t.Helper()
-	m := &testMiner{r: r, name: name, instance: fsm.ID([]byte(fmt.Sprintf("%-16.16s", name)))}
-	if err := m.connect(wanted); err != nil {
-		r.t.Fatalf("connect %s: %v", name, err)
-	}
-	return m
-}
-
-func (m *testMiner) heldIDs() (ids []uint64) {
-	for _, p := range m.held {
-		ids = append(ids, p.GrantID)
-	}
-	return ids
-}
-
-func (m *testMiner) hello(wanted int) HeartbeatReply {
-	return HeartbeatReply{Name: m.name, Instance: m.instance, Threads: 1, Kernel: "test", Held: m.heldIDs(), Wanted: &wanted}
-}
-
-// connect opens a stream and introduces the miner.
-func (m *testMiner) connect(wanted int) error {
-	m.r.t.Helper()
-	return m.connectAs(m.hello(wanted))
-}
-
-func (m *testMiner) connectAs(reply HeartbeatReply) error {
-	m.r.t.Helper()
-	s, err := m.r.c.Open()
-	if err != nil {
-		return err
-	}
-	m.s, m.over = s, false
-	first := <-s.Outgoing()
-	if _, ok := first.(HeartbeatRequest); !ok {
-		m.r.t.Fatalf("first message is %T, want HeartbeatRequest", first)
-	}
-	err = s.Receive(m.r.t.Context(), reply)
-	m.pump()
-	return err
-}
-
-// pump reads what has arrived, as a real miner takes it.
-func (m *testMiner) pump() {
-	synctest.Wait()
-	for {
-		select {
-		case message, ok := <-m.s.Outgoing():
-			if !ok {
-				m.over = true
-				return
-			}
-			m.take(message)
-		default:
-			return
-		}
-	}
-}
-
-func (m *testMiner) take(message Message) {
-	switch message := message.(type) {
-	case HeartbeatRequest:
-		m.beats = append(m.beats, message)
-		return
-	case Process:
-		if !slices.ContainsFunc(m.held, func(p Process) bool { return p.GrantID == message.GrantID }) {
-			m.held = append(m.held, message)
-		}
-	case Interrupt:
-		m.interrupts = append(m.interrupts, message)
-		m.held = slices.DeleteFunc(m.held, func(p Process) bool {
-			if len(message.GrantIDs) > 0 {
-				return slices.Contains(message.GrantIDs, p.GrantID)
-			}
-			return p.JobID == message.JobID
-		})
-	case Acknowledgement:
-		m.acks = append(m.acks, message)
-	}
-	m.received = append(m.received, message)
-}
-
-// answer answers heartbeats until d has passed, once a second.
-func (m *testMiner) answerFor(d time.Duration) {
-	m.r.t.Helper()
-	stayFor(d, m)
-}
-
-// stayFor lets d pass while the miners answer heartbeats.
-func stayFor(d time.Duration, miners ...*testMiner) {
-	for end := time.Now().Add(d); time.Now().Before(end); {
-		time.Sleep(min(time.Second, time.Until(end)))
-		for _, m := range miners {
-			m.pump()
-			for range m.beats {
-				if !m.over {
-					_ = m.s.Receive(m.r.t.Context(), HeartbeatReply{Name: m.name, Instance: m.instance, Threads: 1})
-				}
-			}
-			m.beats = nil
-			m.pump()
-		}
-	}
-}
-
-// lastAck returns the newest acknowledgement.
-func (m *testMiner) lastAck() Acknowledgement {
-	m.r.t.Helper()
-	if len(m.acks) == 0 {
-		m.r.t.Fatalf("%s has no acknowledgement", m.name)
-	}
-	return m.acks[len(m.acks)-1]
-}
-
-// no answers that p holds no solution.
-func (m *testMiner) no(p Process) error {
-	m.held = slices.DeleteFunc(m.held, func(h Process) bool { return h.GrantID == p.GrantID })
-	err := m.s.Receive(m.r.t.Context(), honest(p))
-	m.pump()
-	return err
-}
-
-func (m *testMiner) yes(p Process, nonce uint64) error {
-	m.held = slices.DeleteFunc(m.held, func(h Process) bool { return h.GrantID == p.GrantID })
-	err := m.s.Receive(m.r.t.Context(), AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: nonce})
-	m.pump()
-	return err
-}
-
-// honest is the AnswerNo of a miner that searched p.
-func honest(p Process) AnswerNo {
-	best, _ := search(p)
-	return AnswerNo{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonces: p.Nonces, Receipt: best}
-}
-
-// search returns the nonce of the smallest digest, and whether it is a solution.
-func search(p Process) (best uint64, solution bool) {
-	var smallest pow.Hash
-	for nonce := p.Nonces.First; nonce <= p.Nonces.Last; nonce++ {
-		if digest := p.Work.Digest(nonce); best == 0 || digest.Compare(smallest) < 0 {
-			best, smallest = nonce, digest
-		}
-	}
-	return best, smallest.LeadingZeroBits() >= p.Work.Bits
-}
-
-func (m *testMiner) process() Process {
-	m.r.t.Helper()
-	if len(m.held) == 0 {
-		m.r.t.Fatalf("%s holds nothing", m.name)
-	}
-	return m.held[0]
 }
 
 // logBuffer keeps log lines for a failing test.

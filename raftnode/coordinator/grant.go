@@ -132,8 +132,7 @@ func (c *Coordinator) askHungry(b *batch, anew bool, jobID, chunkSize, pending u
 	b.generation = c.generation
 	for m := range c.hungry {
 		if len(b.asks) >= maxBatchAsks {
-			kick(c.grantKick)
-			return
+			return // the rest is for the grant loop's next batch
 		}
 		count := m.needs()
 		if anew {
@@ -220,7 +219,7 @@ func (c *Coordinator) starve(m *miner, generation uint64) {
 
 // hand gives a committed grant to its miner. Caller holds mu.
 func (c *Coordinator) hand(m *miner, grant fsm.Grant) {
-	if _, returning := c.releasing[grant.ID]; returning || m.find(grant.ID) >= 0 {
+	if m.find(grant.ID) >= 0 {
 		return
 	}
 	if c.job == nil || c.job.ID != grant.JobID {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"raftmine/fsm"
@@ -68,7 +69,11 @@ func (c *Coordinator) jobLoop() {
 			return
 		}
 		delay := retry.NextBackOff()
-		c.log.Warn("job is held up", "error", err, "retry_in", delay)
+		level := slog.LevelWarn
+		if isNotLeader(err) || errors.Is(err, ErrOutcomeUnknown) { // the term is about to end
+			level = slog.LevelDebug
+		}
+		c.log.Log(c.term, level, "job is held up", "error", err, "retry_in", delay)
 		if !c.sleep(delay) {
 			return
 		}

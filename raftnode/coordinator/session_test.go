@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -171,130 +172,6 @@ func TestRestartedMinerLosesTheRangesOfTheProcessBefore(t *testing.T) {
 	})
 }
 
-func TestBrokenStreamResumesWithinLease(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, nil)
-		a := r.miner("a", 2)
-		if len(a.held) != 2 {
-			t.Fatalf("holds %d ranges, want 2", len(a.held))
-		}
-		kept, lost := a.held[0], a.held[1]
-		a.s.Close()
-		time.Sleep(14 * time.Second)
-		a.held, a.received = []Process{kept}, nil
-		if err := a.connect(2); err != nil {
-			t.Fatal(err)
-		}
-		if len(a.received) != 1 || a.received[0] != Message(lost) {
-			t.Errorf("received %+v, want only the lost %+v again", a.received, lost)
-		}
-		stayFor(30*time.Second, a)
-		for _, p := range []Process{kept, lost} {
-			if err := a.no(p); err != nil || a.lastAck().Result != Committed {
-				t.Errorf("answer for %v: %v, %+v", p.Nonces, err, a.acks)
-			}
-		}
-	})
-}
-
-func TestHeldGrantThatIsGoneIsInterrupted(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, nil)
-		a := r.miner("a", 1)
-		p := a.process()
-		a.s.Close()
-		time.Sleep(20 * time.Second)
-		if err := a.connect(1); err != nil {
-			t.Fatal(err)
-		}
-		want := Interrupt{JobID: p.JobID, Reason: InterruptReleased, GrantIDs: []uint64{p.GrantID}}
-		if len(a.interrupts) != 1 || fmt.Sprint(a.interrupts[0]) != fmt.Sprint(want) {
-			t.Fatalf("interrupts %+v, want %+v", a.interrupts, want)
-		}
-		before := r.cl.miner("a")
-		if err := a.no(p); err != nil || a.lastAck().Result != Released {
-			t.Errorf("late answer: %v, %+v, want Released", err, a.lastAck())
-		}
-		if after := r.cl.miner("a"); after.Strikes != 0 || after.Chunks != before.Chunks {
-			t.Errorf("the late answer changed %+v to %+v", before, after)
-		}
-	})
-}
-
-func TestExpiredLeaseIsGrantedToAnotherMiner(t *testing.T) {
-	for name, leave := range map[string]func(*testMiner){
-		"silent":    func(*testMiner) {},
-		"connected": func(m *testMiner) { m.s.Close() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 100 })
-				a, b := r.miner("a", 1), r.miner("b", 1)
-				p := a.process()
-				leave(a)
-				stayFor(14*time.Second, b)
-				if len(b.held) != 0 {
-					t.Fatalf("b was granted %+v within the lease", b.held)
-				}
-				stayFor(2*time.Second, b)
-				if got := b.process(); got.Nonces != p.Nonces {
-					t.Errorf("b was granted %v, want %v", got.Nonces, p.Nonces)
-				}
-				if a.pump(); !a.over {
-					t.Error("the silent miner is still connected")
-				}
-			})
-		})
-	}
-}
-
-func TestLeavingMinerReturnsItsRangesAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 300 })
-		a, b := r.miner("a", 3), r.miner("b", 1)
-		if len(a.held) != 3 || len(b.held) != 0 {
-			t.Fatalf("a holds %d, b %d", len(a.held), len(b.held))
-		}
-		bye := a.hello(0)
-		bye.Leaving = true
-		if err := a.s.Receive(t.Context(), bye); err != nil {
-			t.Fatal(err)
-		}
-		if b.pump(); len(b.held) != 1 {
-			t.Errorf("b was granted nothing")
-		}
-		if counts := r.cl.counts(); counts.Granted != 1 || counts.Pending != 2 {
-			t.Errorf("%+v", counts)
-		}
-	})
-}
-
-func TestMinerThatFinishesNothingLosesItsRanges(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 100 })
-		a := r.miner("a", 1)
-		p := a.process()
-		b := r.miner("b", 1)
-		stayFor(DefaultAnswerTimeout-2*time.Second, a, b)
-		if len(a.interrupts) != 0 {
-			t.Fatalf("interrupted early: %+v", a.interrupts)
-		}
-		if err := a.s.Receive(t.Context(), a.hello(0)); err != nil { // it wants nothing, so that b is next
-			t.Fatal(err)
-		}
-		stayFor(3*time.Second, a, b)
-		if len(a.interrupts) != 1 || a.interrupts[0].Reason != InterruptReleased || len(a.held) != 0 {
-			t.Errorf("interrupts %+v", a.interrupts)
-		}
-		if got := b.process(); got.Nonces != p.Nonces {
-			t.Errorf("b was granted %v, want %v", got.Nonces, p.Nonces)
-		}
-		if err := a.s.Err(); err != nil {
-			t.Errorf("its session ended: %v", err)
-		}
-	})
-}
-
 func TestSlowReaderIsEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)
@@ -320,38 +197,6 @@ func TestMinersAreBounded(t *testing.T) {
 		}
 		b.s.Close()
 		r.miner("c", 0)
-	})
-}
-
-func TestMinersAreForgottenButStrikesAreNot(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, nil)
-		a, b := r.miner("a", 1), r.miner("b", 1)
-		if err := a.no(a.process()); err != nil {
-			t.Fatal(err)
-		}
-		wrong := honest(b.process())
-		wrong.Receipt = 0
-		if err := b.s.Receive(t.Context(), wrong); err != nil {
-			t.Fatal(err)
-		}
-		a.s.Close()
-		b.s.Close()
-		time.Sleep(14 * time.Minute)
-		if m := r.cl.miner("a"); m.Chunks != 1 {
-			t.Fatalf("forgotten within 15 minutes: %+v", m)
-		}
-		time.Sleep(2 * time.Minute)
-		if m := r.cl.miner("a"); m.Name != "" {
-			t.Errorf("not forgotten: %+v", m)
-		}
-		if m := r.cl.miner("b"); m.Strikes != 1 {
-			t.Errorf("strikes are gone: %+v", m)
-		}
-		if n := len(r.c.Status().Miners); n != 1 {
-			t.Errorf("%d miners in status, want the one with a strike", n)
-		}
-		r.miner("a", 1) // and it may come back
 	})
 }
 
@@ -384,42 +229,40 @@ func TestTermEndEndsEverySession(t *testing.T) {
 	})
 }
 
-func TestNewTermResumesGrantsAndLetsTheAbsentGo(t *testing.T) {
+// stubborn is a Proposer whose commits do not end with the context.
+type stubborn struct {
+	*cluster
+	gate chan struct{}
+}
+
+func (p stubborn) Propose(_ context.Context, commands ...fsm.Command) ([]fsm.Outcome, error) {
+	if _, ok := commands[0].(fsm.Finish); ok {
+		<-p.gate
+	}
+	return p.cluster.Propose(context.Background(), commands...)
+}
+
+func TestRunReturnsAfterTheLastCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 400 })
-		a, b := r.miner("a", 2), r.miner("b", 2)
-		mine, theirs := slices.Clone(a.held), slices.Clone(b.held)
-		r.stop()
-		time.Sleep(time.Minute) // without a leader
-		r.start()
-		time.Sleep(10 * time.Second)
-		a.received = nil
-		if err := a.connect(2); err != nil {
-			t.Fatal(err)
+		gate := make(chan struct{})
+		r := newRig(t, func(r *rig) { r.cfg.Proposer = stubborn{r.cl, gate} })
+		a := r.miner("a", 1)
+		answered := make(chan error, 1)
+		go func() { answered <- a.s.Receive(t.Context(), honest(a.process())) }()
+		synctest.Wait()
+		r.cancel()
+		time.Sleep(time.Minute)
+		select {
+		case <-r.done:
+			t.Error("Run returned while an answer was being committed")
+		default:
 		}
-		if len(a.received) != 0 {
-			t.Errorf("a was sent %+v, want nothing: it holds it all", a.received)
+		close(gate)
+		<-answered
+		if err := <-r.done; err != nil {
+			t.Error(err)
 		}
-		if err := a.no(mine[0]); err != nil || a.lastAck().Result != Committed {
-			t.Errorf("answer to the next leader: %v, %+v", err, a.acks)
-		}
-		if len(a.held) != 1 {
-			t.Fatalf("a holds %v although nothing is pending", a.heldIDs())
-		}
-		stayFor(7*time.Second, a)
-		if len(a.held) != 2 || a.held[1].Nonces != theirs[0].Nonces {
-			t.Errorf("a holds %+v, want the first range of the absent b as well", a.held)
-		}
-		ids := map[string]bool{}
-		for _, step := range r.cl.history() {
-			if grant, ok := step.command.(fsm.GrantWork); ok {
-				key := fmt.Sprint(grant.Miner, grant.RequestID)
-				if ids[key] {
-					t.Errorf("request id %d of %s was used twice", grant.RequestID, grant.Miner)
-				}
-				ids[key] = true
-			}
-		}
+		r.cancel = nil
 	})
 }
 

@@ -90,10 +90,6 @@ func (c *Coordinator) logVerdict(job fsm.Job, verdict fsm.Verdict, detail string
 	for {
 		outcomes, err := c.propose(fsm.Submitted{JobID: job.ID, Verdict: verdict, Detail: fsm.Line(detail)})
 		switch {
-		case err == nil && outcomes[0].Code == fsm.Refused && verdict == fsm.VerdictSuccess:
-			// A height is accepted once, whatever the web service says.
-			detail, verdict = fmt.Sprintf("it said success, but %s", outcomes[0].Detail), fsm.VerdictUnknown
-			continue
 		case err == nil && (outcomes[0].Code == fsm.Wrong || outcomes[0].Code == fsm.Refused):
 			return fmt.Errorf("log the verdict of job %d: %s", job.ID, outcomes[0].Detail)
 		case err == nil:

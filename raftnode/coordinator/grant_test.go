@@ -1,0 +1,239 @@
+package coordinator
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"raftmine/fsm"
+)
+
+// slow makes a commit take 100 ms, so that something can happen meanwhile.
+func slow(r *rig) {
+	r.cl.mu.Lock()
+	defer r.cl.mu.Unlock()
+	r.cl.latency = 100 * time.Millisecond
+}
+
+func TestGrantOfAProcessThatIsGoneReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 100 })
+		slow(r)
+		r.miner("a", 1).s.Close() // its grant is being committed
+		again := &testMiner{r: r, name: "a", instance: fsm.ID{9}}
+		if err := again.connect(1); err != nil {
+			t.Fatal(err)
+		}
+		stayFor(time.Second, again)
+		if p := again.process(); p.GrantID != 2 || len(again.held) != 1 {
+			t.Errorf("holds %+v, want the range under a new grant", again.held)
+		}
+		checkHeld(t, r, again)
+	})
+}
+
+func TestGrantOfABrokenStreamIsSentOnTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		slow(r)
+		a := r.miner("a", 2)
+		a.s.Close()
+		time.Sleep(time.Second)
+		if err := a.connect(2); err != nil {
+			t.Fatal(err)
+		}
+		stayFor(time.Second, a)
+		if len(a.held) != 2 || a.held[0].GrantID != 1 {
+			t.Errorf("holds %+v, want grants 1 and 2", a.held)
+		}
+	})
+}
+
+func TestGrantThatIsNotWantedAnyMoreReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 100 })
+		slow(r)
+		a := r.miner("a", 1)
+		bye := a.hello(0)
+		bye.Leaving = true
+		if err := a.s.Receive(t.Context(), bye); err != nil {
+			t.Fatal(err)
+		}
+		stayFor(time.Second, a)
+		if counts := r.cl.counts(); len(a.held) != 0 || counts.Pending != 1 {
+			t.Errorf("holds %v, %+v", a.heldIDs(), counts)
+		}
+	})
+}
+
+func TestGrantCommittedWhileTheJobEndsIsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, easy)
+		a, b := r.miner("a", 1), r.miner("b", 1)
+		slow(r)
+		p := a.process()
+		answer := AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: solution(t, p)}
+		go func() {
+			if err := a.s.Receive(t.Context(), answer); err != nil {
+				t.Error(err)
+			}
+		}()
+		if err := b.s.Receive(t.Context(), b.hello(3)); err != nil { // asks for two more at the same time
+			t.Fatal(err)
+		}
+		stayFor(5*time.Second, a, b)
+		checkHeld(t, r, b)
+		if len(b.held) != 3 || b.process().JobID != 2 {
+			t.Errorf("b holds %+v, want three ranges of job 2", b.held)
+		}
+	})
+}
+
+func TestRangeReturnedDuringAnAnswerIsGranted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 200 })
+		a, b := r.miner("a", 1), r.miner("b", 1)
+		slow(r)
+		bye := a.hello(0)
+		bye.Leaving = true
+		if err := a.s.Receive(t.Context(), bye); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond) // the release is half way
+		if err := b.s.Receive(t.Context(), honest(b.process())); err != nil {
+			t.Fatal(err)
+		}
+		b.held = nil
+		stayFor(time.Second, b)
+		if len(b.held) != 1 {
+			t.Errorf("b holds nothing although %+v", r.cl.counts())
+		}
+	})
+}
+
+func TestThousandsAreFedInBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const miners = maxBatchAsks*2 + 10
+		r := newRig(t, func(r *rig) {
+			r.cfg.Nonces.Last = 10 * miners
+			r.cfg.ChunkSize = 10
+			r.cfg.Nonces.First = 1
+		})
+		all := make([]*Session, miners)
+		for i := range all {
+			s, err := r.c.Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			wanted := 1
+			if err := s.Receive(t.Context(), HeartbeatReply{Name: fmt.Sprint(i), Instance: fsm.ID{1}, Wanted: &wanted}); err != nil {
+				t.Fatal(err)
+			}
+			all[i] = s
+		}
+		synctest.Wait()
+		if counts := r.cl.counts(); counts.Granted != miners {
+			t.Fatalf("%+v, want %d granted", counts, miners)
+		}
+		entries := r.cl.index
+		r.service.set(func(sv *service) { sv.block.Bits-- }) // a new job for all of them at once
+		time.Sleep(6 * time.Second)
+		if counts := r.cl.counts(); counts.Granted != miners || r.cl.job().ID != 2 {
+			t.Errorf("%+v in job %d, want %d granted in job 2", counts, r.cl.job().ID, miners)
+		}
+		if used := r.cl.index - entries; used > 10 {
+			t.Errorf("%d entries for one job and %d grants", used, miners)
+		}
+		for _, s := range all {
+			if err := s.Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func TestMinerWithStrikesElsewhereIsNotGranted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 100 })
+		a, b := r.miner("a", 1), r.miner("b", 1)
+		for range fsm.MaxStrikes {
+			r.cl.must(t, fsm.Strike{Miner: "b", Reason: "found out later"})
+		}
+		a.s.Close()
+		stayFor(16*time.Second, b)
+		if err := b.s.Err(); !errors.Is(err, ErrMinerRefused) || len(b.held) != 0 {
+			t.Errorf("b holds %v, %v", b.heldIDs(), err)
+		}
+	})
+}
+
+func TestRememberedNamesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { r.cfg.MaxMiners = 2 })
+		for i := range knownPerMiner * 2 {
+			r.miner(fmt.Sprint(i), 1).s.Close()
+		}
+		m := &testMiner{r: r, name: "one-more", instance: fsm.ID{1}}
+		if err := m.connect(1); !errors.Is(err, ErrTooManyMiners) {
+			t.Errorf("a new name: %v, want %v", err, ErrTooManyMiners)
+		}
+		r.miner("0", 1) // a known one may return
+		time.Sleep(20 * time.Minute)
+		r.miner("one-more", 1)
+	})
+}
+
+func TestRememberedStrikesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		r.stop()
+		var strikes []fsm.Command
+		for i := range maxStruck + 100 {
+			strikes = append(strikes, fsm.Strike{Miner: fmt.Sprint(i), Reason: "wrong"})
+		}
+		r.cl.must(t, strikes...)
+		r.start()
+		time.Sleep(20 * time.Minute)
+		rows := 0
+		r.cl.View(func(v fsm.View) { rows = len(v.Miners()) })
+		if rows != maxStruck || len(r.c.Status().Miners) != maxStruck {
+			t.Errorf("%d miners in the state and %d in memory, want %d", rows, len(r.c.Status().Miners), maxStruck)
+		}
+	})
+}
+
+func TestFailedReleaseIsRepeated(t *testing.T) {
+	for _, kind := range []failure{notLeader, unknownLost, unknownDone, unknownLate} {
+		t.Run(fmt.Sprint(kind), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				failures := 3
+				r := newRig(t, func(r *rig) {
+					r.cfg.Nonces.Last = 100
+					r.cl.fail = func(commands []fsm.Command) failure {
+						if _, ok := commands[0].(fsm.Release); ok && failures > 0 {
+							failures--
+							return kind
+						}
+						return commit
+					}
+				})
+				a, b := r.miner("a", 1), r.miner("b", 1)
+				p := a.process()
+				a.s.Close()
+				for range 30 {
+					if stayFor(time.Second, b); b.over {
+						if err := b.connect(1); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				if got := b.process(); got.Nonces != p.Nonces {
+					t.Errorf("b was granted %v, want %v", got.Nonces, p.Nonces)
+				}
+				checkHeld(t, r, b)
+			})
+		})
+	}
+}

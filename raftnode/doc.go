@@ -1,0 +1,51 @@
+// Package raftnode is one server of the cluster: a Raft instance on a data directory, with what makes it a member of a
+// group that knows who is up and who should lead.
+//
+// # Promises
+//
+// What Propose acknowledges is on the disks of a majority of the voters and applied here. Its errors keep apart what was
+// never proposed (ErrNotLeader), and what may be committed yet (ErrOutcomeUnknown). Proposals are applied in the order of
+// the entries that carry them, and many go into one entry while others are on their way (commit.go).
+//
+// A server gets its id, 1, 2, 3 and so on in the order of joining, before its Raft instance starts, and keeps it with its
+// data directory, wherever it listens later (join.go, addresses.go). Of servers that start at the same instant in one
+// environment one bootstraps and the others join it (start.go).
+//
+// The leader keeps the server table (membership.go). A server that answers becomes a non-voter, and a voter once it has
+// caught up: one that died after it was given an id never weakens the majority. It is up when it votes, is caught up and
+// answered for two heartbeats; down when its port refuses twice or when three heartbeats went unanswered. Every server
+// computes the leader, the lowest id that is up, from that table. A Raft leader that is another hands over, at most
+// once a second and less often when that does not help (leadership.go). Safety never rests on this: Raft elects.
+//
+// An entry or snapshot that cannot be understood stops the replica: nothing is applied after it, no snapshot passes over
+// it, Run returns why with index and version, and a restart meets it again (adapter.go).
+//
+// # Terms
+//
+// On gaining leadership a server waits for a barrier, so that its state has everything committed before, and commits
+// TakeOffice as the term's first entry; the first entry of all begins with OpenCluster and also adds server 1. Until
+// then nothing else is proposed. Raft's leader channel holds only the last change, so a quick loss and gain look like
+// a gain: it ends the term before.
+//
+// # Raft's connections
+//
+// After the shared listener's tag, each Raft connection starts with a hello of 24 bytes (transport.go) that says which cluster and
+// which server is meant. Raft checks neither, and ports are reused: without it the log of one cluster could reach a
+// server of another, and the acknowledgements of one server could count as those of a second. In Raft's configuration a
+// server's address is id@host:port, where it listened when it was added; dials use the newest address instead.
+//
+// Leadership is never transferred by the library, whose transfer can wedge a leader for good (hashicorp/raft issue 696), but
+// by holding the proposals until the target has our last entry, and sending it Raft's own TimeoutNow. A server that is
+// the only voter sends it to itself, so it need not wait for its election timeout.
+//
+// # Disk
+//
+// A data directory holds server.json and lock (datadir.go), raft.db with Raft's log and votes, and snapshots. A server with
+// an id and without raft.db does not start: it has forgotten its votes. One without an id never ran Raft, so a
+// raft.db there is left from a start that was cut short, and is cleared.
+//
+// # Limits
+//
+// Detection of a dead leader is Raft's own, by its timeouts. A group of two voters needs both. A disk that stalls is not
+// detected. Which leader a client should ask is in Status, and in *NotLeaderError.
+package raftnode

@@ -1,0 +1,381 @@
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"raftmine/fsm"
+	"raftmine/raftnode/registry"
+)
+
+// directPeers calls the nodes of this process; their addresses are real.
+type directPeers struct {
+	mu    sync.Mutex
+	nodes map[string]*Node
+}
+
+func (d *directPeers) serve(node *Node) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.nodes[node.Address()] = node
+}
+
+func (d *directPeers) get(address string) (*Node, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if node := d.nodes[address]; node != nil {
+		return node, nil
+	}
+	return nil, fmt.Errorf("call %s: %w", address, syscall.ECONNREFUSED)
+}
+
+func (d *directPeers) Heartbeat(_ context.Context, address string, request HeartbeatRequest) (ServerReport, error) {
+	node, err := d.get(address)
+	if err != nil {
+		return ServerReport{}, err
+	}
+	return node.HandleHeartbeat(request)
+}
+
+func (d *directPeers) Join(ctx context.Context, address string, request JoinRequest) (JoinReply, error) {
+	node, err := d.get(address)
+	if err != nil {
+		return JoinReply{}, err
+	}
+	return node.HandleJoin(ctx, request)
+}
+
+func (d *directPeers) Leave(ctx context.Context, address string, request LeaveRequest) error {
+	node, err := d.get(address)
+	if err != nil {
+		return err
+	}
+	return node.HandleLeave(ctx, request)
+}
+
+// local is a local environment with servers on real sockets and real disks.
+type local struct {
+	t     *testing.T
+	env   *registry.Environment
+	peers *directPeers
+}
+
+func newLocal(t *testing.T) *local {
+	t.Helper()
+	env, err := registry.Open(filepath.Join(t.TempDir(), "env"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &local{t: t, env: env, peers: &directPeers{nodes: make(map[string]*Node)}}
+}
+
+// start starts a server and its Run; the returned function closes it.
+func (l *local) start(change ...func(*StartConfig)) (*Node, func(), error) {
+	config := StartConfig{Config: Config{
+		Environment: l.env,
+		Peers:       l.peers,
+		Heartbeat:   500 * time.Millisecond,
+		JoinTimeout: 20 * time.Second,
+		Host:        fsm.Host{MachineID: "m", BootID: "b"},
+	}}
+	for _, f := range change {
+		f(&config)
+	}
+	node, err := Start(context.Background(), config)
+	if err != nil {
+		return nil, nil, err
+	}
+	l.peers.serve(node)
+	ran := make(chan error, 1)
+	go func() {
+		ran <- node.Run(context.Background(), func(ctx context.Context, _ uint64) error {
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	var once sync.Once
+	stop := func() {
+		once.Do(func() {
+			if err := node.Close(); err != nil {
+				l.t.Error(err)
+			}
+			if err := <-ran; err != nil {
+				l.t.Error(err)
+			}
+		})
+	}
+	l.t.Cleanup(stop)
+	return node, stop, nil
+}
+
+func (l *local) mustStart(change ...func(*StartConfig)) (*Node, func()) {
+	l.t.Helper()
+	node, stop, err := l.start(change...)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return node, stop
+}
+
+func memoryStores(string, bool, *slog.Logger) (*Stores, error) {
+	store := raft.NewInmemStore()
+	return &Stores{Log: store, Stable: store, Snapshots: raft.NewInmemSnapshotStore(), Close: func() error { return nil }}, nil
+}
+
+func TestServersStartedAtTheSameInstantAreOneCluster(t *testing.T) {
+	tries := 100
+	if testing.Short() {
+		tries = 10
+	}
+	parallel := make(chan struct{}, 8)
+	var work sync.WaitGroup
+	for try := range tries {
+		parallel <- struct{}{}
+		work.Go(func() {
+			defer func() { <-parallel }()
+			l := newLocal(t)
+			nodes := make([]*Node, 2)
+			stops := make([]func(), 2)
+			var starting sync.WaitGroup
+			for i := range nodes {
+				starting.Go(func() {
+					var err error
+					if nodes[i], stops[i], err = l.start(func(c *StartConfig) {
+						if try >= 10 { // enough of the disk
+							c.OpenStores = memoryStores
+						}
+					}); err != nil {
+						t.Errorf("try %d: %v", try, err)
+					}
+				})
+			}
+			starting.Wait()
+			if nodes[0] == nil || nodes[1] == nil {
+				return
+			}
+			ids := []uint64{nodes[0].ID(), nodes[1].ID()}
+			slices.Sort(ids)
+			if !slices.Equal(ids, []uint64{1, 2}) || nodes[0].ClusterID() != nodes[1].ClusterID() {
+				t.Errorf("try %d: servers %v of clusters %s and %s", try, ids, nodes[0].ClusterID(), nodes[1].ClusterID())
+			}
+			for _, stop := range stops {
+				stop()
+			}
+			entries, err := l.env.Entries()
+			if err != nil || len(entries) != 0 {
+				t.Errorf("try %d: entries left: %v, %v", try, entries, err)
+			}
+		})
+	}
+	work.Wait()
+}
+
+func TestServersOnRealDisksGoOnWhereTheyWere(t *testing.T) {
+	l := newLocal(t)
+	first, stopFirst := l.mustStart()
+	second, stopSecond := l.mustStart()
+	third, stopThird := l.mustStart()
+	waitFor(t, "three voters", 5*time.Second, func() bool { return len(first.Status().Voters) == 3 })
+	entries, err := l.env.Entries()
+	if err != nil || len(entries) != 3 || entries[2].ServerID != 3 || entries[2].Address != third.Address() ||
+		entries[2].DataDir != third.DataDir() || entries[2].PID != os.Getpid() {
+		t.Errorf("entries %+v, %v", entries, err)
+	}
+	if _, err := first.Propose(t.Context(), strike(1)); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the state is everywhere", 5*time.Second, func() bool { return digest(first) == digest(second) && digest(second) == digest(third) })
+	address, cluster := first.Address(), first.ClusterID()
+	stopThird()
+	stopSecond()
+	stopFirst()
+
+	again, _ := l.mustStart()
+	if again.ID() != 1 || again.ClusterID() != cluster || again.Address() != address {
+		t.Errorf("came back as server %d at %s of %s", again.ID(), again.Address(), again.ClusterID())
+	}
+	other, _ := l.mustStart(func(c *StartConfig) { c.Listen = "127.0.0.1:0" }) // another port
+	if other.ID() != 2 {
+		t.Errorf("came back as server %d", other.ID())
+	}
+	waitFor(t, "a leader", 5*time.Second, func() bool { return again.Status().Leading || other.Status().Leading })
+	waitFor(t, "the state is back", 5*time.Second, func() bool {
+		var strikes uint32
+		again.View(func(v fsm.View) {
+			m, _ := v.Miner("miner-1")
+			strikes = m.Strikes
+		})
+		return strikes == 1 && digest(again) == digest(other)
+	})
+}
+
+func digest(n *Node) (text string) {
+	n.View(func(v fsm.View) { text = fmt.Sprint(v.Head().Index, v.Digest()) })
+	return text
+}
+
+func TestPortInUseIsReplacedOnARestartButNotWhenAskedFor(t *testing.T) {
+	l := newLocal(t)
+	node, stop := l.mustStart()
+	address := node.Address()
+	stop()
+	occupant, err := Listen(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer occupant.Close()
+	_, _, err = l.start(func(c *StartConfig) { c.Listen = address })
+	if !errors.Is(err, syscall.EADDRINUSE) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("start on a port in use: %v", err)
+	}
+	again, _ := l.mustStart()
+	if again.ID() != 1 || again.Address() == address {
+		t.Errorf("server %d at %s", again.ID(), again.Address())
+	}
+	waitFor(t, "it leads", 5*time.Second, func() bool { return again.Status().Leading })
+}
+
+func TestNewClusterIsNotMadeBesideTheDirectoryOfAnother(t *testing.T) {
+	l := newLocal(t)
+	_, stop := l.mustStart()
+	stop()
+	elsewhere := filepath.Join(t.TempDir(), "data")
+	_, _, err := l.start(func(c *StartConfig) { c.DataDirPath = elsewhere })
+	if !errors.Is(err, ErrNoClusterToJoin) || !strings.Contains(err.Error(), "server-1") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("error %v", err)
+	}
+	first, _ := l.mustStart()
+	waitFor(t, "server 1 leads", 5*time.Second, func() bool { return first.Status().Leading })
+	second, _ := l.mustStart(func(c *StartConfig) { c.DataDirPath = elsewhere })
+	if second.ID() != 2 || second.ClusterID() != first.ClusterID() {
+		t.Errorf("server %d of %s", second.ID(), second.ClusterID())
+	}
+}
+
+func TestFirstServerThatWasKilledBeforeItHadItsIDIsNotInTheWay(t *testing.T) {
+	l := newLocal(t)
+	// It had claimed its directory and begun to bootstrap.
+	dir, err := ClaimDataDir(l.env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stores, err := OpenBoltStores(dir.Path(), true, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stores.Stable.SetUint64([]byte("CurrentTerm"), 7); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(stores.Close(), dir.Close()); err != nil {
+		t.Fatal(err)
+	}
+	node, _ := l.mustStart()
+	if node.ID() != 1 || node.DataDir() != dir.Path() {
+		t.Errorf("server %d on %s", node.ID(), node.DataDir())
+	}
+	waitFor(t, "it leads", 5*time.Second, func() bool { return node.Status().Leading })
+}
+
+func TestDamagedOrMissingLogIsNamed(t *testing.T) {
+	for name, damage := range map[string]func(path string) error{
+		"missing": os.Remove,
+		"garbage": func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 8192)), 0o600) },
+		"cut":     func(path string) error { return os.Truncate(path, 6000) },
+		"zeroes":  func(path string) error { return os.WriteFile(path, make([]byte, 65536), 0o600) },
+		"empty page": func(path string) error {
+			file, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			_, err = file.WriteAt([]byte(strings.Repeat("\xff", 4096*6)), 4096*2)
+			return errors.Join(err, file.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLocal(t)
+			node, stop := l.mustStart()
+			waitFor(t, "it leads", 5*time.Second, func() bool { return node.Status().Leading })
+			path := filepath.Join(node.DataDir(), logFile)
+			stop()
+			if err := damage(path); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err := l.start()
+			if err == nil || !(errors.Is(err, ErrLogDamaged) || errors.Is(err, ErrLogMissing)) ||
+				!strings.Contains(err.Error(), path) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("start: %v", err)
+			}
+			if entries, _ := l.env.Entries(); len(entries) != 0 {
+				t.Errorf("entries left: %v", entries)
+			}
+		})
+	}
+}
+
+func BenchmarkPropose(b *testing.B) {
+	for _, callers := range []int{1, 64, 1000} {
+		b.Run(fmt.Sprint(callers), func(b *testing.B) {
+			benchmarkPropose(b, callers)
+		})
+	}
+}
+
+// benchmarkPropose measures one server with fsync; followers beside it are measured end to end.
+func benchmarkPropose(b *testing.B, callers int) {
+	env, err := registry.Open(filepath.Join(b.TempDir(), "env"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	peers := &directPeers{nodes: make(map[string]*Node)}
+	node, err := Start(context.Background(), StartConfig{Config: Config{Environment: env, Peers: peers}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ran := make(chan error, 1)
+	go func() {
+		ran <- node.Run(context.Background(), func(ctx context.Context, _ uint64) error {
+			<-ctx.Done()
+			return nil
+		})
+	}()
+	for !node.Status().Leading {
+		time.Sleep(time.Millisecond)
+	}
+	before := node.Status().LastIndex
+	work := make(chan int)
+	var done sync.WaitGroup
+	b.ResetTimer()
+	for i := range callers {
+		done.Go(func() {
+			for range work {
+				if _, err := node.Propose(context.Background(), strike(i)); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	for i := range b.N {
+		work <- i
+	}
+	close(work)
+	done.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "proposals/s")
+	b.ReportMetric(float64(b.N)/float64(node.Status().LastIndex-before), "proposals/entry")
+	if err := node.Close(); err != nil {
+		b.Error(err)
+	}
+	<-ran
+}

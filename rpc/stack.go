@@ -1,0 +1,46 @@
+package rpc
+
+import "google.golang.org/grpc"
+
+// aside runs the deep work of one waiting goroutine on goroutines that end with it, one at a time. A stack that grew to
+// 8 KiB while something was decoded or proposed stays so while its goroutine waits for hours inside a stream: Go shrinks a
+// stack only when less than a quarter is used, and gRPC's own frames are more. A miner is three such goroutines, and there
+// are thousands of miners.
+type aside struct {
+	server *Server
+	method string
+	done   chan error
+}
+
+func (s *Server) aside(method string) aside { return aside{s, method, make(chan error, 1)} }
+
+// run returns what work returns. A panic becomes an error, as it does in a handler.
+func (a aside) run(work func() error) error {
+	go func() {
+		var err error
+		defer func() { a.done <- err }()
+		defer a.server.recovered(a.method, &err)
+		err = work()
+	}()
+	return <-a.done
+}
+
+// shallowStream keeps the stack of a stream's handler small.
+type shallowStream struct {
+	grpc.ServerStream
+	sending aside
+	once    bool // one message comes, not many: those are received by a goroutine made for it
+}
+
+// SendMsg implements grpc.ServerStream.
+func (s *shallowStream) SendMsg(message any) error {
+	return s.sending.run(func() error { return s.ServerStream.SendMsg(message) })
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (s *shallowStream) RecvMsg(message any) error {
+	if !s.once {
+		return s.ServerStream.RecvMsg(message)
+	}
+	return s.sending.run(func() error { return s.ServerStream.RecvMsg(message) })
+}
