@@ -26,7 +26,7 @@ const (
 	stopTimeout = 2 * time.Second
 )
 
-// Run does this server's duties until ctx ends, the node is closed or its replica stops: heartbeats, and, while it leads, the
+// Run does this server's duties until ctx ends, the node is closed or its replica stops: heartbeats and, while it leads, the
 // membership and lead. Lead is called once this server took office, with a context that ends with the leadership; Run
 // waits for it, and calls it again when it returns early. Run returns nil, or why the replica stopped; it is called once.
 func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint64) error) error {
@@ -196,7 +196,8 @@ func (p *transferPace) attempt(now time.Time) {
 	p.next = now.Add(p.pause)
 }
 
-// preferLowest hands leadership to the lowest id that is up, when that is another, a voter, caught up and stable.
+// preferLowest hands leadership to the lowest id that is up, when that is another, a voter, caught up, and answers. That
+// it is stable the table says: after a restart of the whole cluster nobody waits for two heartbeats again.
 func (n *Node) preferLowest(ctx context.Context, servers []raft.Server) {
 	var lowest uint64
 	var over bool // the cluster is being stopped: a new term would take that back
@@ -205,7 +206,7 @@ func (n *Node) preferLowest(ctx context.Context, servers []raft.Server) {
 		return
 	}
 	p, ok := n.peers.get(lowest)
-	if !ok || !p.present || !p.stable(n.config.Heartbeat) || !isVoter(servers, lowest) || !n.caughtUp(p.report) {
+	if !ok || !p.present || p.answered == 0 || p.left || !isVoter(servers, lowest) || !n.caughtUp(p.report) {
 		return
 	}
 	n.transferTry.attempt(time.Now())

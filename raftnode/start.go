@@ -51,7 +51,7 @@ func Start(ctx context.Context, config StartConfig) (*Node, error) {
 	}
 	defer release()
 	if _, err := config.Environment.Sweep(); err != nil {
-		config.Logger.Warn("local environment has damaged entries", "environment", config.Environment.Dir(), "error", err)
+		config.Logger.Warn("local environment was not swept", "environment", config.Environment.Dir(), "error", err)
 	}
 	if config.DataDirPath != "" {
 		config.DataDir, err = OpenDataDir(config.DataDirPath)
@@ -96,10 +96,7 @@ func start(ctx context.Context, config StartConfig, unlock func()) (*Node, error
 
 // decide says whether a new server bootstraps or whom it joins.
 func decide(config *StartConfig) error {
-	entries, err := config.Environment.Entries()
-	if err != nil {
-		config.Logger.Debug("local environment has damaged entries", "error", err)
-	}
+	entries, damage := config.Environment.Entries()
 	for _, entry := range entries {
 		if entry.Role == registry.RoleServer && entry.ServerID != 0 {
 			config.Join = append(config.Join, entry.Address)
@@ -107,6 +104,9 @@ func decide(config *StartConfig) error {
 	}
 	if len(config.Join) > 0 {
 		return nil
+	}
+	if damage != nil { // what cannot be read may be a server: two clusters would be worse than none
+		return fmt.Errorf("no server to join is known, and a new cluster may not be made: %w", damage)
 	}
 	others, err := OtherDataDirs(config.Environment, config.DataDir)
 	if err != nil {

@@ -69,8 +69,8 @@ type WatchFrom struct {
 }
 
 // Watch yields what the server at address tells, from StartEvent on, and at last one error: it ends only with an error,
-// or when the caller stops. Nothing is retried: to go on elsewhere without losing a block, watch again with Past and the
-// sequence number of the last BlockEvent, or StartEvent.AfterBlock when none came.
+// or when the caller stops. Nothing is retried: to go on elsewhere without losing a block, watch again with Past and
+// the sequence number of the last BlockEvent, or StartEvent.AfterBlock when none came.
 func (c *ClusterClient) Watch(ctx context.Context, address string, from WatchFrom) iter.Seq2[Watched, error] {
 	return func(yield func(Watched, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -107,8 +107,8 @@ func (c *ClusterClient) Watch(ctx context.Context, address string, from WatchFro
 	}
 }
 
-// StopCluster asks the leader to commit that the whole cluster is about to stop. It finds the leader through the servers
-// at addresses, which it asks in turn, and the hints they give.
+// StopCluster asks the leader to commit that the whole cluster is about to stop. It finds the leader through the
+// servers at addresses, which it asks in turn, and the hints they give.
 func (c *ClusterClient) StopCluster(ctx context.Context, addresses []string, reason string) error {
 	if len(addresses) == 0 {
 		return errors.New("stop cluster: no server address is known")

@@ -7,9 +7,14 @@ import (
 	pb "raftmine/rpc/raftminepb"
 )
 
+// The wire's words. Index 0 has none.
 var (
-	phases   = [...]string{fsm.PhaseOpen: "open", fsm.PhaseSolved: "solved", fsm.PhaseSubmitting: "submitting", fsm.PhaseClosed: "closed"}
-	jobSteps = [...]string{fsm.JobOpened: "opened", fsm.JobRolled: "rolled", fsm.JobSolved: "solved", fsm.JobClosed: "closed"}
+	phases = [...]string{
+		fsm.PhaseOpen: "open", fsm.PhaseSolved: "solved", fsm.PhaseSubmitting: "submitting", fsm.PhaseClosed: "closed",
+	}
+	jobSteps = [...]string{
+		fsm.JobOpened: "opened", fsm.JobRolled: "rolled", fsm.JobSolved: "solved", fsm.JobClosed: "closed",
+	}
 )
 
 // wordOf returns the wire's word for an enumeration value, wordTo the value of a word; value 0 has no word.

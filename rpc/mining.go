@@ -136,9 +136,10 @@ func (m *miningService) notLeading() error {
 	if m.server.stopping.Err() != nil {
 		return errStopping
 	}
-	if s := m.server.config.Node.Status(); s.LeaderID != 0 && s.LeaderID != s.ServerID {
-		return fmt.Errorf("server %d does not lead, server %d at %s does: %w",
+	s := m.server.config.Node.Status()
+	if s.LeaderID != 0 && s.LeaderID != s.ServerID {
+		return fmt.Errorf("server %d cannot serve miners, server %d at %s leads: %w",
 			s.ServerID, s.LeaderID, s.LeaderAddress, coordinator.ErrNotLeader)
 	}
-	return fmt.Errorf("no leader serves miners here: %w", coordinator.ErrNotLeader)
+	return fmt.Errorf("server %d cannot serve miners: %w", s.ServerID, coordinator.ErrNotLeader)
 }

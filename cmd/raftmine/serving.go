@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -23,6 +24,9 @@ const (
 	roleEach = 200 * time.Millisecond
 	// leaderless is how long a server is without a leader before it says so.
 	leaderless = 3 * time.Second
+	// serverGCPercent trades a little time for memory: a server's heap is small, its garbage is messages, and what it
+	// needs for each connected miner should not be doubled by garbage.
+	serverGCPercent = 50
 	// goodbye is how long open calls may take to end when a server stops.
 	goodbye = time.Second
 )
@@ -47,6 +51,9 @@ func (o *serverOptions) openSource(env *registry.Environment) (blockSource, erro
 
 // serve runs one server until ctx ends or it fails.
 func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.Environment, out *printer, logger *slog.Logger, logLevel string) (err error) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(serverGCPercent)
+	}
 	source, err := o.openSource(env)
 	if err != nil {
 		return err

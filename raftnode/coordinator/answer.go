@@ -96,7 +96,8 @@ func (s *Session) answerNo(m *miner, a AnswerNo) error {
 	}
 	switch ack.Result {
 	case 0:
-		return fmt.Errorf("finish %s of grant %d: unexpected outcome %d: %s", a.Nonces, a.GrantID, finished.Code, finished.Detail)
+		return fmt.Errorf("finish %s of grant %d: unexpected outcome %s: %s", a.Nonces, a.GrantID,
+			finished.Code, finished.Detail)
 	case Wrong:
 		return s.strike(m, ack, finished.Detail)
 	}
@@ -253,7 +254,8 @@ func (s *Session) answerYes(m *miner, a AnswerYes) error {
 	c.mu.Unlock()
 	switch ack.Result {
 	case 0:
-		return fmt.Errorf("solve job %d with nonce %d: unexpected outcome %d: %s", a.JobID, a.Nonce, solved.Code, solved.Detail)
+		return fmt.Errorf("solve job %d with nonce %d: unexpected outcome %s: %s", a.JobID, a.Nonce,
+			solved.Code, solved.Detail)
 	case Wrong:
 		return s.strike(m, ack, solved.Detail)
 	}

@@ -80,7 +80,8 @@ var wrongAnswers = map[string]func(*testing.T, Process) Message{
 	},
 	"half a chunk": func(t *testing.T, p Process) Message {
 		a := honest(p)
-		a.Nonces.Last, a.Receipt = a.Nonces.First+49, unsolved(t, Process{Work: p.Work, Nonces: pow.Range{First: a.Nonces.First, Last: a.Nonces.First + 49}})
+		a.Nonces.Last = a.Nonces.First + 49
+		a.Receipt = unsolved(t, Process{Work: p.Work, Nonces: a.Nonces})
 		return a
 	},
 	"job that never was": func(t *testing.T, p Process) Message {
@@ -94,12 +95,12 @@ var wrongAnswers = map[string]func(*testing.T, Process) Message{
 		return a
 	},
 	"wrong proof": func(t *testing.T, p Process) Message {
-		return AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: unsolved(t, p)}
+		return answerYes(p, unsolved(t, p))
 	},
 	"nonce outside its range": func(t *testing.T, p Process) Message {
 		beside := p
 		beside.Nonces = pow.Range{First: p.Nonces.First + 200, Last: p.Nonces.Last + 200}
-		return AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: solution(t, beside)}
+		return answerYes(p, solution(t, beside))
 	},
 	"solution for a grant that never was": func(t *testing.T, p Process) Message {
 		return AnswerYes{GrantID: 1000, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: solution(t, p)}
@@ -193,9 +194,9 @@ func TestLateAnswersAreNoStrikes(t *testing.T) {
 		}
 		a.pump()
 		for _, late := range []Message{
-			AnswerNo{GrantID: old.GrantID, JobID: old.JobID, Timestamp: old.Work.Timestamp, Nonces: old.Nonces, Receipt: unsolved(t, old)},
-			AnswerYes{GrantID: old.GrantID, JobID: old.JobID, Timestamp: old.Work.Timestamp, Nonce: solution(t, old)},
-			AnswerYes{GrantID: old.GrantID, JobID: old.JobID, Timestamp: old.Work.Timestamp, Nonce: unsolved(t, old)},
+			answerNo(old, unsolved(t, old)),
+			answerYes(old, solution(t, old)),
+			answerYes(old, unsolved(t, old)),
 		} {
 			if err := a.s.Receive(t.Context(), late); err != nil {
 				t.Fatal(err)
@@ -319,7 +320,7 @@ func TestSecondSolutionAtTheSameTimeIsNotSubmitted(t *testing.T) {
 		b.pump()
 		pa, pb := a.process(), b.process()
 		for m, p := range map[*testMiner]Process{a: pa, b: pb} {
-			answer := AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: solution(t, p)}
+			answer := answerYes(p, solution(t, p))
 			go func() {
 				if err := m.s.Receive(t.Context(), answer); err != nil {
 					t.Error(err)

@@ -28,7 +28,7 @@ func benchMiner(b *testing.B, c *Coordinator, name string, left *atomic.Int64) {
 		case HeartbeatRequest:
 			err = s.Receive(ctx, HeartbeatReply{Name: name, Instance: fsm.ID{1}, Threads: 1, Wanted: &wanted})
 		case Process:
-			err = s.Receive(ctx, AnswerNo{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonces: p.Nonces, Receipt: p.Nonces.First})
+			err = s.Receive(ctx, answerNo(p, p.Nonces.First))
 			if left.Add(-1) < 0 {
 				return
 			}

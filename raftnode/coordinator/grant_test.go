@@ -74,7 +74,7 @@ func TestGrantCommittedWhileTheJobEndsIsNotSent(t *testing.T) {
 		a, b := r.miner("a", 1), r.miner("b", 1)
 		slow(r)
 		p := a.process()
-		answer := AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: solution(t, p)}
+		answer := answerYes(p, solution(t, p))
 		go func() {
 			if err := a.s.Receive(t.Context(), answer); err != nil {
 				t.Error(err)

@@ -316,7 +316,8 @@ func (c *Coordinator) roll(s snapshot) error {
 	case err != nil:
 		return fmt.Errorf("roll the timestamp of job %d: %w", s.job.ID, err)
 	case outcomes[0].Code == fsm.Done:
-		c.log.Info("range has no solution, timestamp rolled", "job", s.job.ID, "round", next.Round, "timestamp", next.Timestamp)
+		c.log.Info("range has no solution, timestamp rolled", "job", s.job.ID, "round", next.Round,
+			"timestamp", next.Timestamp)
 	case outcomes[0].Code == fsm.Wrong, outcomes[0].Code == fsm.Refused:
 		return errors.New("roll the timestamp: " + outcomes[0].Detail)
 	}

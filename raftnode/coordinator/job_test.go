@@ -460,7 +460,7 @@ func TestServiceGoneSearchGoesOn(t *testing.T) {
 			stayFor(time.Second, a)
 			p := a.process()
 			a.held = a.held[1:]
-			answer := AnswerNo{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonces: p.Nonces, Receipt: unsolved(t, p)}
+			answer := answerNo(p, unsolved(t, p))
 			if err := a.s.Receive(t.Context(), answer); err != nil {
 				t.Fatal(err)
 			}

@@ -144,7 +144,7 @@ func (m *testMiner) no(p Process) error {
 
 func (m *testMiner) yes(p Process, nonce uint64) error {
 	m.held = slices.DeleteFunc(m.held, func(h Process) bool { return h.GrantID == p.GrantID })
-	err := m.s.Receive(m.r.t.Context(), AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: nonce})
+	err := m.s.Receive(m.r.t.Context(), answerYes(p, nonce))
 	m.pump()
 	return err
 }
@@ -152,7 +152,17 @@ func (m *testMiner) yes(p Process, nonce uint64) error {
 // honest is the AnswerNo of a miner that searched p.
 func honest(p Process) AnswerNo {
 	best, _ := search(p)
-	return AnswerNo{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonces: p.Nonces, Receipt: best}
+	return answerNo(p, best)
+}
+
+func answerNo(p Process, receipt uint64) AnswerNo {
+	return AnswerNo{
+		GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonces: p.Nonces, Receipt: receipt,
+	}
+}
+
+func answerYes(p Process, nonce uint64) AnswerYes {
+	return AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: nonce}
 }
 
 // search returns the nonce of the smallest digest, and whether it is a solution.

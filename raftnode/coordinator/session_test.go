@@ -408,10 +408,12 @@ func TestStatusSaysWhoIsThere(t *testing.T) {
 		b.s.Close()
 		synctest.Wait()
 		status := r.c.Status()
-		if len(status.Miners) != 2 || status.HashRate != 5e6 || status.WebService != r.service.Address() || status.WebServiceError != "" {
+		if len(status.Miners) != 2 || status.HashRate != 5e6 ||
+			status.WebService != r.service.Address() || status.WebServiceError != "" {
 			t.Fatalf("%+v", status)
 		}
-		if m := status.Miners[0]; m.Name != "a" || !m.Connected || m.HashRate != 5e6 || m.Held != 2 || m.Wanted != 2 || m.Kernel != "test" {
+		if m := status.Miners[0]; m.Name != "a" || !m.Connected || m.HashRate != 5e6 ||
+			m.Held != 2 || m.Wanted != 2 || m.Kernel != "test" {
 			t.Errorf("%+v", m)
 		}
 		if m := status.Miners[1]; m.Name != "b" || m.Connected || m.HashRate != 0 || m.Held != 1 {

@@ -107,7 +107,8 @@ func (m *stormMiner) session(ctx context.Context, s *Session) {
 			switch message := message.(type) {
 			case HeartbeatRequest:
 				wanted := 2
-				if s.Receive(ctx, HeartbeatReply{Name: m.name, Instance: m.instance, Threads: 1, Held: m.ids(), Wanted: &wanted}) != nil {
+				report := HeartbeatReply{Name: m.name, Instance: m.instance, Threads: 1, Held: m.ids(), Wanted: &wanted}
+				if s.Receive(ctx, report) != nil {
 					return
 				}
 				if !introduced {
@@ -259,7 +260,10 @@ func runStorm(t *testing.T, seed uint64) {
 	var all sync.WaitGroup
 	all.Go(func() { s.lead(ctx) })
 	for i := range 6 {
-		m := &stormMiner{storm: s, name: fmt.Sprintf("m%d", i), instance: fsm.ID{byte(i + 1)}, perChunk: time.Duration(30*(i+1)) * time.Millisecond}
+		m := &stormMiner{
+			storm: s, name: fmt.Sprintf("m%d", i), instance: fsm.ID{byte(i + 1)},
+			perChunk: time.Duration(30*(i+1)) * time.Millisecond,
+		}
 		all.Go(func() { m.run(ctx) })
 	}
 	all.Go(func() { // the service has bad hours, and other clients
@@ -287,7 +291,8 @@ func runStorm(t *testing.T, seed uint64) {
 	time.Sleep(30 * time.Second)
 	after := len(s.r.cl.blocks())
 	if after-before < 10 {
-		t.Errorf("%d blocks in the last calm half minute: something is stuck: job %+v, %+v", after-before, s.r.cl.job(), s.r.cl.counts())
+		t.Errorf("%d blocks in the last calm half minute: something is stuck: job %+v, %+v",
+			after-before, s.r.cl.job(), s.r.cl.counts())
 	}
 	cancel()
 	all.Wait()
