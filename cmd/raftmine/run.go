@@ -79,7 +79,7 @@ func (o *runOptions) validate() error {
 	}
 	if o.webService != "" {
 		if u, err := url.Parse(o.webService); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-			return fmt.Errorf("--web-service %q: want http://HOST[:PORT][/PATH] or https://...", o.webService)
+			return fmt.Errorf("--web-service %q: want a URL such as http://127.0.0.1:8080/pow", o.webService)
 		}
 	}
 	return o.serverFlags.validate()

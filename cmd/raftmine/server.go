@@ -130,7 +130,7 @@ func (o *serverOptions) validate() error {
 	}
 	for _, address := range splitList(o.join) {
 		if _, _, err := net.SplitHostPort(address); err != nil {
-			return usageError{fmt.Errorf("--join %q: want HOST:PORT,...", address)}
+			return usageError{fmt.Errorf("--join %q: want a list of HOST:PORT", address)}
 		}
 	}
 	return nil
