@@ -228,6 +228,15 @@ type DataDirInfo struct {
 // false for what a server left that was killed before it bootstrapped or joined.
 func (i DataDirInfo) HasServer() bool { return i.Identity.ServerID != 0 || i.InUse }
 
+// HasServer reports whether path is the data directory of a server that has an id. One that does not exist has none.
+func HasServer(path string) (bool, error) {
+	identity, err := readIdentity(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return identity.ServerID != 0, err
+}
+
 // ClaimDataDir locks the first directory under the environment's data folder that no server uses, in natural order
 // (server-2 before server-10), or makes the next one. What is not a data directory is passed over; a damaged one is an
 // error, for a new identity must not take its place unnoticed. The caller holds the environment's lock.

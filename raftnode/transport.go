@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"container/list"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -22,7 +23,12 @@ import (
 // server 2 could be counted as those of server 3. Raft itself checks neither.
 type hello [24]byte
 
-const helloTimeout = 5 * time.Second
+// A server sends its hello together with the tag, so it need not be waited for. Connections that say nothing cannot lock
+// out others: when too many are waited for, the one that is oldest is closed. Tuning.
+const (
+	helloTimeout = 2 * time.Second
+	maxUngreeted = 256
+)
 
 func newHello(clusterID string, serverID uint64) (h hello) {
 	sum := sha256.Sum256([]byte(clusterID))
@@ -63,15 +69,15 @@ type guardedStream struct {
 	clusterID string
 	own       hello
 	accepted  chan net.Conn
-	undecided chan struct{}        // bounds the connections whose hello is awaited
 	refused   func(address string) // a dial failed: the address may be old
 	strange   func(from string)    // a connection meant for another server
 	closing   chan struct{}
 	closeOnce sync.Once
 	work      sync.WaitGroup // the accept loop and the hellos
 
-	mu    sync.Mutex // guards conns
-	conns map[*guardedConn]struct{}
+	mu        sync.Mutex // guards what follows
+	conns     map[*guardedConn]struct{}
+	ungreeted list.List // of *guardedConn, whose hello is awaited, oldest first
 }
 
 func newGuardedStream(inner raft.StreamLayer, clusterID string, id uint64) *guardedStream {
@@ -80,7 +86,6 @@ func newGuardedStream(inner raft.StreamLayer, clusterID string, id uint64) *guar
 		clusterID: clusterID,
 		own:       newHello(clusterID, id),
 		accepted:  make(chan net.Conn),
-		undecided: make(chan struct{}, 64),
 		refused:   func(string) {},
 		strange:   func(string) {},
 		closing:   make(chan struct{}),
@@ -111,23 +116,34 @@ func (s *guardedStream) acceptLoop() {
 			continue
 		}
 		tracked := s.track(conn)
-		select {
-		case s.undecided <- struct{}{}:
-		case <-s.closing:
-			tracked.Close()
-			return
-		}
 		s.work.Add(1)
-		go s.greet(tracked)
+		go s.greet(tracked, s.await(tracked))
 	}
 }
 
-func (s *guardedStream) greet(conn *guardedConn) {
+// await lists a connection whose hello is awaited, and closes the oldest such one when there are too many.
+func (s *guardedStream) await(conn *guardedConn) *list.Element {
+	s.mu.Lock()
+	var oldest *guardedConn
+	if s.ungreeted.Len() >= maxUngreeted {
+		oldest = s.ungreeted.Remove(s.ungreeted.Front()).(*guardedConn)
+	}
+	element := s.ungreeted.PushBack(conn)
+	s.mu.Unlock()
+	if oldest != nil {
+		oldest.Close()
+	}
+	return element
+}
+
+func (s *guardedStream) greet(conn *guardedConn, waiting *list.Element) {
 	defer s.work.Done()
 	var got hello
 	conn.SetReadDeadline(time.Now().Add(helloTimeout))
 	_, err := io.ReadFull(conn, got[:])
-	<-s.undecided
+	s.mu.Lock()
+	s.ungreeted.Remove(waiting) // nothing, when it was closed as the oldest
+	s.mu.Unlock()
 	if err != nil || got != s.own {
 		if err == nil {
 			s.strange(conn.RemoteAddr().String())

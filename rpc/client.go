@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -107,6 +108,9 @@ func (c *ClusterClient) Watch(ctx context.Context, address string, from WatchFro
 	}
 }
 
+// askPatience bounds one server's answer where the next one can be asked: one that is paused must not use up all the time.
+const askPatience = time.Second
+
 // StopCluster asks the leader to commit that the whole cluster is about to stop. It finds the leader through the
 // servers at addresses, which it asks in turn, and the hints they give.
 func (c *ClusterClient) StopCluster(ctx context.Context, addresses []string, reason string) error {
@@ -123,10 +127,12 @@ func (c *ClusterClient) StopCluster(ctx context.Context, addresses []string, rea
 			continue
 		}
 		asked[address] = true
-		err := c.pool.call(ctx, address, func(conn *grpc.ClientConn) error {
-			_, err := pb.NewClusterServiceClient(conn).StopCluster(ctx, &pb.StopClusterRequest{Reason: reason})
+		try, cancel := context.WithTimeout(ctx, askPatience)
+		err := c.pool.call(try, address, func(conn *grpc.ClientConn) error {
+			_, err := pb.NewClusterServiceClient(conn).StopCluster(try, &pb.StopClusterRequest{Reason: reason})
 			return err
 		})
+		cancel()
 		if err == nil {
 			return nil
 		}

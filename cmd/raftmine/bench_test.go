@@ -38,11 +38,10 @@ func startBenchCluster(b *testing.B, zeros int, flags ...string) *cluster {
 			b.Error(err)
 		}
 	})
-	service, err := c.startWebService(b.Context(), zeros, 0)
-	if err != nil {
+	if err := c.startWebService(b.Context(), zeros, 0); err != nil {
 		b.Fatal(err)
 	}
-	if err := c.startServers(b.Context(), 3, append([]string{"--web-service", service}, flags...)); err != nil {
+	if err := c.startServers(b.Context(), 3, flags); err != nil {
 		b.Fatal(err)
 	}
 	if _, err := c.settledBlocks(b.Context()); err != nil {

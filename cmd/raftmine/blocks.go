@@ -35,12 +35,13 @@ func newBlocksCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return listBlocks(cmd.Context(), client, addressOf(status, addresses), func(b rpc.Block) {
+			err = listBlocks(cmd.Context(), client, addressOf(status, addresses), func(b rpc.Block) {
 				if all || b.Verdict == fsm.VerdictSuccess {
 					view := viewBlock(b)
 					out.print(view, "%s", view)
 				}
 			})
+			return errors.Join(err, out.failed())
 		},
 	}
 	addServersFlag(cmd, &servers)

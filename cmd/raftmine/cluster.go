@@ -2,15 +2,17 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"raftmine/raftnode"
 	"raftmine/raftnode/registry"
 	"raftmine/rpc"
 )
@@ -21,14 +23,19 @@ const respawnDelay = 2 * time.Second
 // stopPatience is how long a child may take to end in order before it is killed. Tuning.
 const stopPatience = 5 * time.Second
 
+// answerPatience is how long a server may take to tell its state at the end. Tuning.
+const answerPatience = time.Second
+
 // cluster is a web service, servers and miners that run as child processes on this machine.
 //
+//	DIR/lock          held while the run lives
 //	DIR/environment   the local environment, so that runs never mix
 //	DIR/webservice    the chain
 //	DIR/servers/N     one folder a server
 //	DIR/logs          one log a process
 type cluster struct {
 	dir      string
+	lock     *registry.FileLock // of dir: two runs would change each other's cluster
 	env      *registry.Environment
 	out      *printer
 	logLevel string
@@ -44,16 +51,20 @@ type cluster struct {
 }
 
 func newCluster(dir string, out *printer, logLevel string) (*cluster, error) {
+	lock, err := registry.LockFile(filepath.Join(dir, "lock"))
+	if err != nil {
+		return nil, err
+	}
 	for _, folder := range []string{"logs", "servers"} {
 		if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
-			return nil, err
+			return nil, errors.Join(err, lock.Release())
 		}
 	}
 	env, err := registry.Open(filepath.Join(dir, "environment"))
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, lock.Release())
 	}
-	c := &cluster{dir: dir, env: env, out: out, logLevel: logLevel, children: make(map[string]*child),
+	c := &cluster{dir: dir, lock: lock, env: env, out: out, logLevel: logLevel, children: make(map[string]*child),
 		client: rpc.NewClusterClient()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil
@@ -61,8 +72,8 @@ func newCluster(dir string, out *printer, logLevel string) (*cluster, error) {
 
 // start starts one process under a supervisor, which reports its end.
 func (c *cluster) start(ctx context.Context, role, name string, args ...string) (*child, error) {
-	args = append([]string{role, "--environment", c.env.Dir(), "--log-level", c.logLevel}, args...)
-	process, err := startChild(ctx, role, filepath.Join(c.dir, "logs", name+".log"), args...)
+	all := append([]string{role, "--environment", c.env.Dir(), "--log-level", c.logLevel}, args...)
+	process, err := startChild(ctx, role, filepath.Join(c.dir, "logs", name+".log"), all...)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +82,7 @@ func (c *cluster) start(ctx context.Context, role, name string, args ...string) 
 	c.mu.Unlock()
 	c.out.processStarted(process.started)
 	c.wg.Add(1)
-	go c.supervise(role, name, args[1:], process)
+	go c.supervise(role, name, args, process)
 	return process, nil
 }
 
@@ -89,7 +100,7 @@ func (c *cluster) supervise(role, name string, args []string, process *child) {
 	ended := processEnded{Event: "process_ended", Role: role, ID: process.started.ID, Name: process.started.Name,
 		PID: process.pid(), Error: describeExit(process.waitErr)}
 	why := ended.Error
-	if said := lastLine(process.log); said != "" {
+	if said := process.lastError(); said != "" {
 		why = said
 	}
 	c.out.print(ended, "%s (pid %d) ended: %s", name, process.pid(), why)
@@ -99,7 +110,7 @@ func (c *cluster) supervise(role, name string, args []string, process *child) {
 			return
 		case <-time.After(respawnDelay):
 		}
-		_, err := c.start(c.ctx, role, name, args[4:]...)
+		_, err := c.start(c.ctx, role, name, args...)
 		if err == nil || c.ctx.Err() != nil {
 			return
 		}
@@ -124,42 +135,80 @@ func describeExit(err error) string {
 	return err.Error()
 }
 
-// startWebService starts our own web service and returns its URL.
-func (c *cluster) startWebService(ctx context.Context, zeros int, blockTime time.Duration) (string, error) {
-	process, err := c.start(ctx, "webservice", "webservice", "--data-dir", filepath.Join(c.dir, "webservice"),
+// startWebService starts our own web service.
+func (c *cluster) startWebService(ctx context.Context, zeros int, blockTime time.Duration) error {
+	_, err := c.start(ctx, "webservice", "webservice", "--data-dir", filepath.Join(c.dir, "webservice"),
 		"--zeros", strconv.Itoa(zeros), "--block-time", blockTime.String())
-	if err != nil {
-		return "", err
-	}
-	return process.started.Address, nil
+	return err
 }
 
-// startServers starts quantity servers. In a new cluster they start one after the other, so that the folder N holds
-// server N; on data directories that have their ids they start together, because none can lead alone.
+// startServers starts quantity servers. Those whose folder has an id start first and together, because none of them
+// may be able to lead alone. New ones join them, one after the other, so that in a new cluster folder N holds server N.
 func (c *cluster) startServers(ctx context.Context, quantity int, flags []string) error {
-	first := filepath.Join(c.dir, "servers", "1", "server.json")
-	_, err := os.Stat(first)
-	restart := err == nil
 	start := func(n int) error {
 		name := fmt.Sprintf("server-%d", n)
-		_, err := c.start(ctx, "server", name, append([]string{"--data-dir", filepath.Join(c.dir, "servers", strconv.Itoa(n))}, flags...)...)
+		_, err := c.start(ctx, "server", name, append([]string{"--data-dir", c.serverDir(n)}, flags...)...)
 		return err
 	}
-	if !restart {
-		for n := 1; n <= quantity; n++ {
-			if err := start(n); err != nil {
-				return err
-			}
-		}
-		return nil
+	known, err := c.knownServers()
+	if err != nil {
+		return err
 	}
-	errs := make([]error, quantity)
+	errs := make([]error, len(known))
 	var wg sync.WaitGroup
-	for n := 1; n <= quantity; n++ {
-		wg.Go(func() { errs[n-1] = start(n) })
+	for i, n := range known {
+		wg.Go(func() { errs[i] = start(n) })
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for n := 1; n <= quantity; n++ {
+		if slices.Contains(known, n) {
+			continue
+		}
+		if err := start(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *cluster) serverDir(n int) string { return filepath.Join(c.dir, "servers", strconv.Itoa(n)) }
+
+// checkServers refuses to start fewer servers than there are: the others would wait for those that are left out.
+func (c *cluster) checkServers(quantity int) error {
+	known, err := c.knownServers()
+	if err != nil {
+		return err
+	}
+	if most := slices.Max(append(known, 0)); most > quantity {
+		return hinted(fmt.Errorf("%s holds the servers %s, and --servers is %d", c.dir, strings.Trim(fmt.Sprint(known), "[]"), quantity),
+			fmt.Sprintf("run again with --servers %d", most))
+	}
+	return nil
+}
+
+// knownServers returns the folders of servers that have an id, in order.
+func (c *cluster) knownServers() ([]int, error) {
+	entries, err := os.ReadDir(filepath.Join(c.dir, "servers"))
+	if err != nil {
+		return nil, err
+	}
+	var known []int
+	for _, entry := range entries {
+		n, err := strconv.Atoi(entry.Name())
+		if err != nil || n < 1 {
+			continue
+		}
+		if has, err := raftnode.HasServer(c.serverDir(n)); err != nil {
+			return nil, err
+		} else if has {
+			known = append(known, n)
+		}
+	}
+	slices.Sort(known)
+	return known, nil
 }
 
 // startMiners starts quantity miners, named miner-1 and so on.
@@ -188,18 +237,24 @@ func (c *cluster) stopCluster() (agreement, error) {
 	if len(addresses) == 0 {
 		return agreement{}, nil
 	}
-	for { // leadership may just be moving
+	stopErr := c.commitStop(ctx, addresses)
+	agreement, err := c.compareStates(addresses)
+	return agreement, errors.Join(stopErr, err)
+}
+
+// commitStop has the leader commit that the cluster stops. Leadership may just be moving.
+func (c *cluster) commitStop(ctx context.Context, addresses []string) error {
+	for {
 		err := c.client.StopCluster(ctx, addresses, "run ended")
 		if err == nil {
-			break
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return agreement{}, err
+			return err
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	return c.compareStates(ctx, addresses)
 }
 
 // agreement says whether the servers have the same state.
@@ -213,49 +268,58 @@ func (a agreement) String() string {
 	if a.Servers == 0 {
 		return "no server was left to compare"
 	}
-	return fmt.Sprintf("%d %s agree on state %.12s at index %d", a.Servers, plural(uint64(a.Servers), "server"), a.StateDigest, a.AppliedIndex)
+	if a.Servers == 1 {
+		return fmt.Sprintf("1 server is left, with state %.12s at index %d", a.StateDigest, a.AppliedIndex)
+	}
+	return fmt.Sprintf("%d servers agree on state %.12s at index %d", a.Servers, a.StateDigest, a.AppliedIndex)
 }
 
-// compareStates waits until every server that answers has applied the same entries, and compares their states.
-func (c *cluster) compareStates(ctx context.Context, addresses []string) (agreement, error) {
+// compareStates waits until every server that answers has applied the same entries, and compares their states. One that
+// was killed or is paused has no say.
+func (c *cluster) compareStates(addresses []string) (agreement, error) {
+	deadline := time.Now().Add(stopPatience)
 	for {
-		digests := make(map[uint64]map[string]int) // by index
-		for _, address := range addresses {
-			status, err := c.client.Status(ctx, address)
-			if err != nil {
-				continue // a server that was killed has no state to compare
-			}
-			if digests[status.AppliedIndex] == nil {
-				digests[status.AppliedIndex] = make(map[string]int)
-			}
-			digests[status.AppliedIndex][hex.EncodeToString(status.StateDigest[:])]++
-		}
-		for index, states := range digests {
-			if len(states) > 1 {
-				return agreement{}, fmt.Errorf("servers disagree on the state at index %d: keep %s and report this", index, c.dir)
-			}
-			if len(digests) == 1 {
-				for digest, servers := range states {
-					return agreement{AppliedIndex: index, StateDigest: digest, Servers: servers}, nil
+		states := make([]*rpc.Status, len(addresses))
+		ctx, cancel := context.WithTimeout(context.Background(), answerPatience)
+		var asked sync.WaitGroup
+		for i, address := range addresses {
+			asked.Go(func() {
+				if status, err := c.client.Status(ctx, address); err == nil {
+					states[i] = &status
 				}
+			})
+		}
+		asked.Wait()
+		cancel()
+		states = slices.DeleteFunc(states, func(s *rpc.Status) bool { return s == nil })
+		same := true
+		for _, s := range states {
+			if s.AppliedIndex != states[0].AppliedIndex {
+				same = false
+			} else if s.StateDigest != states[0].StateDigest {
+				return agreement{}, fmt.Errorf("servers disagree on the state at index %d: keep %s and report this", s.AppliedIndex, c.dir)
 			}
 		}
-		select {
-		case <-ctx.Done():
+		switch {
+		case len(states) == 0:
+			return agreement{}, nil
+		case same:
+			return agreement{AppliedIndex: states[0].AppliedIndex, StateDigest: states[0].StateDigest.String(), Servers: len(states)}, nil
+		case time.Now().After(deadline):
 			return agreement{}, errors.New("the servers did not reach the same index in time")
-		case <-time.After(20 * time.Millisecond):
 		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// close ends every process, in the order in which they need each other.
+// close ends every process, in the order in which they need each other, and frees the folder.
 func (c *cluster) close() error {
 	c.cancel()
 	c.wg.Wait() // no supervisor starts anything from here on
 	c.stopAll("miner")
 	c.stopAll("server")
 	c.stopAll("webservice")
-	return c.client.Close()
+	return errors.Join(c.client.Close(), c.lock.Release())
 }
 
 // stopAll stops the processes of one role, all at once, and waits for them.

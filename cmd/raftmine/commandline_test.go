@@ -20,7 +20,7 @@ func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
 		{"run --miners -1", exitUsage, "--miners -1"},
 		{"run --zeros 65", exitUsage, "--zeros 65"},
 		{"run --block-time -1s", exitUsage, "--block-time -1s"},
-		{"run --web-service ftp://x", exitUsage, `--web-service "ftp://x"`},
+		{"run --web-service ftp://x", exitUsage, `"ftp://x": want http://`},
 		{"run --nonce-first 0", exitUsage, "starts at 0"},
 		{"run --nonce-first 9 --nonce-last 8", exitUsage, "is empty"},
 		{"run --chunk 0", exitUsage, "--chunk 0"},

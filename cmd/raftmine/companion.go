@@ -61,7 +61,7 @@ func (c *companion) run(ctx context.Context, leading <-chan bool) {
 			return
 		case lead = <-leading:
 		case <-ended:
-			c.logger.Warn("companion miner ended", "error", lastLine(miner.log))
+			c.logger.Warn("companion miner ended", "error", miner.lastError())
 			miner.stop(0)
 			miner = nil
 			select {

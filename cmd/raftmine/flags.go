@@ -78,9 +78,10 @@ func checkListen(address string, insecure bool) error {
 	if err != nil {
 		return usageError{fmt.Errorf("--listen %q: want HOST:PORT", address)}
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return usageError{fmt.Errorf("--listen %q: port %q is not a number from 0 to 65535", address, port)}
-	} else if _ = n; insecure {
+	}
+	if insecure {
 		return nil
 	}
 	if ip := net.ParseIP(host); host == "localhost" || (ip != nil && ip.IsLoopback()) {

@@ -65,8 +65,16 @@ func (c *cluster) follow(ctx context.Context, after, blocks uint64) (accepted ui
 		<-progress
 	}()
 	var lastLeader rpc.LeaderEvent
+	up := make(map[uint64]bool)
 	w := watcher{client: c.client, fromStart: true, after: after, addresses: c.watchable}
+	w.started = func(address string) { c.tellMissed(ctx, address, up) }
 	err = w.watch(ctx, func(told rpc.Watched) error {
+		if e, ok := told.Event.(rpc.ServerEvent); ok {
+			if was, known := up[e.ID]; known && was == e.Up {
+				return nil
+			}
+			up[e.ID] = e.Up
+		}
 		switch e := told.Event.(type) {
 		case rpc.LeaderEvent:
 			if e == lastLeader { // a server tells it anew at the start of each watch
@@ -89,6 +97,23 @@ func (c *cluster) follow(ctx context.Context, after, blocks uint64) (accepted ui
 	return accepted, endedEarly(ctx, err)
 }
 
+// tellMissed tells which servers went up or down while no server was watched. up is what was told before.
+func (c *cluster) tellMissed(ctx context.Context, address string, up map[uint64]bool) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	status, err := c.client.Status(ctx, address)
+	if err != nil {
+		return // the watch breaks as well, and the next one asks again
+	}
+	for _, server := range status.Servers {
+		if was, known := up[server.ID]; known && was != server.Up {
+			object, line := viewEvent(rpc.Watched{Event: rpc.ServerEvent{ID: server.ID, Up: server.Up}})
+			c.out.print(object, "%s", line)
+		}
+		up[server.ID] = server.Up
+	}
+}
+
 // watchable returns the servers of this run that live, the leader by the rule first.
 func (c *cluster) watchable() []string {
 	addresses, err := serversIn(c.env)
@@ -99,28 +124,36 @@ func (c *cluster) watchable() []string {
 }
 
 // showProgress shows how the search goes until ctx ends: a live line on a terminal, a plain line now and then elsewhere.
+// With JSON only trouble with the web service is told, which nothing else says.
 func (c *cluster) showProgress(ctx context.Context) {
-	if c.out.json {
-		return
-	}
 	file, ok := c.out.w.(*os.File)
 	live := ok && term.IsTerminal(int(file.Fd()))
 	each := plainEach
-	if live {
+	if live || c.out.json {
 		each = liveEach
+	}
+	if live {
 		defer c.out.setLive("")
 	}
 	ticker := time.NewTicker(each)
 	defer ticker.Stop()
+	told := "" // the web service's trouble that was told
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		line := c.progress(ctx)
+		line, trouble := c.progress(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if c.out.json {
+			if trouble != told {
+				c.out.print(webServiceView{"web_service", trouble}, "")
+				told = trouble
+			}
+			continue
 		}
 		if live {
 			c.out.setLive(line)
@@ -130,25 +163,31 @@ func (c *cluster) showProgress(ctx context.Context) {
 	}
 }
 
-// progress is one line on how the search goes.
-func (c *cluster) progress(ctx context.Context) string {
+// webServiceView says that the web service cannot be used, or with an empty error that it can again.
+type webServiceView struct {
+	Event string `json:"event"`
+	Error string `json:"error"`
+}
+
+// progress is one line on how the search goes, and what the web service's trouble is.
+func (c *cluster) progress(ctx context.Context) (line, trouble string) {
 	addresses := c.watchable()
 	if len(addresses) == 0 {
-		return "no server lives"
+		return "no server lives", ""
 	}
 	s, err := bestStatus(ctx, c.client, addresses)
 	if err != nil {
-		return "no server answers"
+		return "no server answers; see " + c.dir + "/logs", ""
 	}
 	if s.Coordinator == nil {
-		return "no leader: waiting for an election"
+		return "no leader: waiting for an election; see " + c.dir + "/logs", ""
 	}
-	line := fmt.Sprintf("leader %d, %d blocks, %s", s.LeaderID, s.Blocks, hashRate(s.Coordinator.HashRate))
+	line = fmt.Sprintf("leader %d, %d blocks, %s", s.LeaderID, s.Blocks, hashRate(s.Coordinator.HashRate))
 	if j := s.Job; j != nil {
 		line += fmt.Sprintf(", block %d (%d bits): %d of %d chunks done", j.Height, j.Bits, j.Chunks.Finished, j.Chunks.Total)
 	}
 	if s.Coordinator.WebServiceError != "" {
-		line += ", web service unreachable"
+		line += ", web service: " + s.Coordinator.WebServiceError
 	}
-	return line
+	return line, s.Coordinator.WebServiceError
 }

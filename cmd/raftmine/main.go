@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -26,10 +27,14 @@ const (
 	exitUsage  = 2
 )
 
+// secondSignal is how long after the first signal another one still counts as the same.
+const secondSignal = time.Second
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// A second signal ends the process at once: the first one asks for an orderly end.
-	context.AfterFunc(ctx, stop)
+	// The first signal asks for an orderly end, a later one ends the process at once. Some programs send two in a row
+	// for one: those count as one.
+	context.AfterFunc(ctx, func() { time.AfterFunc(secondSignal, stop) })
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 

@@ -18,6 +18,7 @@ type printer struct {
 	w    io.Writer
 	json bool
 	live string // shown below the printed lines, on a terminal only
+	err  error  // the first that a write came to; see failed
 }
 
 func newPrinter(cmd *cobra.Command) (*printer, error) {
@@ -33,13 +34,27 @@ func (p *printer) print(object any, format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.json {
-		// Every object is one of this package's own structs: encoding cannot fail, and a closed pipe ends us by SIGPIPE.
-		_ = json.NewEncoder(p.w).Encode(object)
+		p.note(json.NewEncoder(p.w).Encode(object))
 		return
 	}
 	p.wipe()
-	fmt.Fprintf(p.w, format+"\n", args...)
+	_, err := fmt.Fprintf(p.w, format+"\n", args...)
+	p.note(err)
 	p.draw()
+}
+
+func (p *printer) note(err error) {
+	if p.err == nil && err != nil {
+		p.err = fmt.Errorf("print: %w", err)
+	}
+}
+
+// failed returns the first error of a write. A command that only prints ends with it; a cluster does not stop mining
+// because nobody can read about it, but says so at its end.
+func (p *printer) failed() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
 }
 
 // setLive replaces the live line; "" removes it.

@@ -27,6 +27,7 @@ type child struct {
 	role string // server, miner or webservice
 	args []string
 	log  string // file that takes its standard error
+	from int64  // where this process's part of it begins
 
 	started processStarted // what it said when it was ready
 	cmd     *exec.Cmd
@@ -59,7 +60,11 @@ func startChild(ctx context.Context, role, log string, args ...string) (*child, 
 		return nil, err
 	}
 	defer logFile.Close()
-	c := &child{role: role, args: args, log: log, exited: make(chan struct{})}
+	from, err := logFile.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	c := &child{role: role, args: args, log: log, from: from, exited: make(chan struct{})}
 	c.cmd = exec.Command(executable, append(args, "--output", "json", "--"+stopOnStdinEnd)...)
 	c.cmd.Env = childEnvironment()
 	c.cmd.Stderr = logFile
@@ -95,7 +100,7 @@ func startChild(ctx context.Context, role, log string, args ...string) (*child, 
 	}
 	if err != nil {
 		c.stop(2 * time.Second)
-		if said := lastLine(log); said != "" && ctx.Err() == nil {
+		if said := c.lastError(); said != "" && ctx.Err() == nil {
 			err = errors.New(strings.TrimPrefix(said, "raftmine: "))
 		}
 		return nil, fmt.Errorf("start %s: %w", role, err)
@@ -161,12 +166,13 @@ func withParent(ctx context.Context, enabled bool) (context.Context, context.Can
 
 var errParentEnded = errors.New("the process that started this one ended")
 
-// lastLine returns the last error a child wrote into its log, or "".
-func lastLine(path string) string {
-	data, err := os.ReadFile(path)
-	if err != nil {
+// lastError returns the last line that the child printed as its error, or "".
+func (c *child) lastError() string {
+	data, err := os.ReadFile(c.log)
+	if err != nil || int64(len(data)) < c.from {
 		return ""
 	}
+	data = data[c.from:]
 	last := ""
 	for line := range strings.Lines(string(data)) {
 		if strings.HasPrefix(line, "raftmine: ") {

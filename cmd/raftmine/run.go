@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"raftmine/raftnode/registry"
+	"raftmine/rpc/webservice"
 )
 
 // runOptions are the flags of "raftmine run".
@@ -78,8 +80,12 @@ func (o *runOptions) validate() error {
 		return fmt.Errorf("--block-time %s: want 0 (fixed difficulty) or more", o.blockTime)
 	}
 	if o.webService != "" {
-		if u, err := url.Parse(o.webService); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-			return fmt.Errorf("--web-service %q: want a URL such as http://127.0.0.1:8080/pow", o.webService)
+		client, err := webservice.NewClient(o.webService, webservice.ClientConfig{})
+		if err != nil {
+			return fmt.Errorf("--web-service: %w", err)
+		}
+		if err := client.Close(); err != nil {
+			return err
 		}
 	}
 	return o.serverFlags.validate()
@@ -95,36 +101,48 @@ func (o *runOptions) run(ctx context.Context, out *printer, logLevel string) (er
 		return hinted(err, "choose a folder that can be written with --data-dir DIR")
 	}
 	c, err := newCluster(dir, out, logLevel)
+	if errors.Is(err, registry.ErrHeld) {
+		return hinted(fmt.Errorf("another run uses %s: %w", dir, err), "end it first, or choose another folder with --data-dir DIR")
+	}
 	if err != nil {
-		return err
+		return hinted(err, "choose a folder that can be written with --data-dir DIR")
 	}
 	c.respawn = o.respawn
 	defer func() { err = errors.Join(err, c.close()) }()
 
-	webService := o.webService
-	if webService == "" {
-		if webService, err = c.startWebService(ctx, o.zeros, o.blockTime); err != nil {
-			return err
-		}
-	}
-	if err = c.startServers(ctx, o.servers, append(o.serverFlags.args(), "--web-service", webService)); err != nil {
-		return err
-	}
-	sequence, err := c.settledBlocks(ctx)
-	if err != nil {
-		return endedEarly(ctx, err)
-	}
-	if err = c.startMiners(ctx, o.miners, o.threads); err != nil {
-		return err
-	}
-	accepted, err := c.follow(ctx, sequence, o.blocks)
-	if err != nil {
+	accepted, err := o.mine(ctx, c)
+	if err != nil && ctx.Err() == nil {
 		return err
 	}
 	agreement, err := c.stopCluster()
 	done := doneEvent{Event: "done", Blocks: accepted, DataDir: dir, agreement: agreement}
 	out.print(done, "done: %d %s accepted; %s; data in %s", accepted, plural(accepted, "block"), agreement, dir)
-	return err
+	return errors.Join(err, out.failed())
+}
+
+// mine starts everything and follows it until the blocks are accepted or ctx ends. It returns how many were.
+func (o *runOptions) mine(ctx context.Context, c *cluster) (accepted uint64, err error) {
+	if err := c.checkServers(o.servers); err != nil {
+		return 0, err
+	}
+	flags := o.serverFlags.args()
+	if o.webService != "" {
+		flags = append(flags, "--web-service", o.webService)
+	} else if err := c.startWebService(ctx, o.zeros, o.blockTime); err != nil {
+		// Servers find it in the local environment, also at another port when it was started again.
+		return 0, err
+	}
+	if err := c.startServers(ctx, o.servers, flags); err != nil {
+		return 0, err
+	}
+	sequence, err := c.settledBlocks(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := c.startMiners(ctx, o.miners, o.threads); err != nil {
+		return 0, err
+	}
+	return c.follow(ctx, sequence, o.blocks)
 }
 
 // doneEvent is the last line of a run. Scripts rely on its names.

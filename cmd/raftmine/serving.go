@@ -152,9 +152,9 @@ func (p proposer) VerifyLeader(ctx context.Context) error {
 func coordinatorError(err error) error {
 	switch {
 	case errors.Is(err, raftnode.ErrNotLeader):
-		return fmt.Errorf("%w: %w", coordinator.ErrNotLeader, err)
+		return fmt.Errorf("%w: %v", coordinator.ErrNotLeader, err) // what a miner sees is the coordinator's error alone
 	case errors.Is(err, raftnode.ErrOutcomeUnknown):
-		return fmt.Errorf("%w: %w", coordinator.ErrOutcomeUnknown, err)
+		return fmt.Errorf("%w: %v", coordinator.ErrOutcomeUnknown, err)
 	}
 	return err
 }

@@ -45,8 +45,11 @@ them ends, the next one goes on; no block is missed or told twice.`,
 				if object, line := viewEvent(told); object != nil {
 					out.print(object, "%s  %s", clock(timeOf(told.UnixMilli)), line)
 				}
-				return nil
+				return out.failed()
 			})
+			if failed := out.failed(); failed != nil {
+				return failed
+			}
 			return endedEarly(cmd.Context(), err)
 		},
 	}
@@ -62,21 +65,30 @@ type lostView struct {
 // watcher follows the events of a cluster over the death of servers.
 type watcher struct {
 	client      *rpc.ClusterClient
-	addresses   func() []string // asked anew before each connection
-	fromStart   bool            // blocks from after on, not only new ones
-	after       uint64          // sequence number of the last block seen
-	unreachable func(error)     // called once for each connection that was lost
+	addresses   func() []string      // asked anew before each connection
+	fromStart   bool                 // blocks from after on, not only new ones
+	after       uint64               // sequence number of the last block seen
+	unreachable func(error)          // called once for each connection that was lost; may be nil
+	started     func(address string) // called at the start of each connection; may be nil
 }
 
 var errWatchEnough = errors.New("seen enough")
 
-// watch calls each until that returns errWatchEnough, which ends it without an error, or ctx ends.
+// stopWatching is an error of the reader, not of the connection.
+type stopWatching struct{ error }
+
+func (e stopWatching) Unwrap() error { return e.error }
+
+// watch calls each until that returns an error, of which errWatchEnough counts as none, or ctx ends.
 func (w *watcher) watch(ctx context.Context, each func(rpc.Watched) error) error {
 	for turn := 0; ; turn++ {
 		if addresses := w.addresses(); len(addresses) > 0 {
 			err := w.follow(ctx, addresses[turn%len(addresses)], each)
 			if errors.Is(err, errWatchEnough) {
 				return nil
+			}
+			if errors.As(err, new(stopWatching)) {
+				return err
 			}
 			if err != nil && ctx.Err() == nil && w.unreachable != nil {
 				w.unreachable(err)
@@ -99,12 +111,15 @@ func (w *watcher) follow(ctx context.Context, address string, each func(rpc.Watc
 		switch e := told.Event.(type) {
 		case rpc.StartEvent: // from here on the numbers are known, so that the next server can go on
 			w.fromStart, w.after = true, e.AfterBlock
+			if w.started != nil {
+				w.started(address)
+			}
 			continue
 		case rpc.BlockEvent:
 			w.after = e.Block.Sequence
 		}
 		if err := each(told); err != nil {
-			return err
+			return stopWatching{err}
 		}
 	}
 	return nil

@@ -17,6 +17,10 @@ import (
 var ErrAnswer = errors.New("unreadable answer")
 
 // Paths below the base address (protocol).
+// maxHeight bounds the heights of a web service, so that there is always a next one. It is the largest number that every
+// JSON reader keeps exact.
+const maxHeight = 1<<53 - 1
+
 const (
 	requestPath = "request.php"
 	submitPath  = "submit.php"
@@ -120,7 +124,7 @@ func parseBlock(body []byte) (coordinator.Block, error) {
 		err = fmt.Errorf("%w: neither zeros nor bits in %s", ErrAnswer, excerpt(body))
 	}
 	if err == nil && answer.Height != "" {
-		height, err = answer.Height.parse("height", 1<<64-1)
+		height, err = answer.Height.parse("height", maxHeight)
 	}
 	if err != nil {
 		return block, err

@@ -34,7 +34,7 @@ func TestBlockIsReadInEveryFormThatServicesSend(t *testing.T) {
 		"no zeros asked":        {`{"hash":"` + lowerHash + `","zeros":0}`, 0, 0},
 		"most zeros":            {`{"hash":"` + lowerHash + `","zeros":64}`, 256, 0},
 		"bits win":              {`{"hash":"` + lowerHash + `","zeros":7,"bits":29,"height":41}`, 29, 41},
-		"bits alone":            {`{"hash":"` + lowerHash + `","bits":"256","height":"18446744073709551615"}`, 256, 1<<64 - 1},
+		"bits alone":            {`{"hash":"` + lowerHash + `","bits":"256","height":"9007199254740991"}`, 256, 1<<53 - 1},
 		"nulls":                 {`{"hash":"` + lowerHash + `","zeros":"3","bits":null,"height":null}`, 12, 0},
 		"upper case":            {`{"HASH":"` + upperHash + `","Zeros":1}`, 4, 0},
 		"more fields":           {`{"hash":"` + lowerHash + `","zeros":1,"pool":{"a":[1]},"status":"ok"}`, 4, 0},
