@@ -60,7 +60,7 @@ type Process struct {
 
 type Interrupt struct {
 	JobID    uint64
-	GrantIDs []uint64 // empty: every grant of the job
+	GrantIDs []uint64 // these alone, whatever their job; empty: every grant of the job
 	Reason   string
 }
 

@@ -356,8 +356,7 @@ func (p Process) validate() error {
 func (s *session) interrupt(i Interrupt) {
 	dropped := 0
 	s.held = slices.DeleteFunc(s.held, func(h *holding) bool {
-		p := h.grant.process
-		if h.answer != nil || p.JobID != i.JobID || len(i.GrantIDs) > 0 && !slices.Contains(i.GrantIDs, p.GrantID) {
+		if h.answer != nil || !i.means(h.grant.process) {
 			return false
 		}
 		s.search.stop(h.grant)
@@ -365,6 +364,15 @@ func (s *session) interrupt(i Interrupt) {
 		return true
 	})
 	s.log.Debug("interrupted", "job", i.JobID, "reason", i.Reason, "ranges_dropped", dropped)
+}
+
+// means reports whether the interrupt is for a grant. Listed ids count alone: a miner that was away while the job changed
+// is told the job of today, and ids of an older one.
+func (i Interrupt) means(p Process) bool {
+	if len(i.GrantIDs) > 0 {
+		return slices.Contains(i.GrantIDs, p.GrantID)
+	}
+	return p.JobID == i.JobID
 }
 
 // collect answers for the ranges that the search has settled.
