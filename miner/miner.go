@@ -24,6 +24,10 @@ const (
 	MaxRanges  = 64
 )
 
+// IdleMessage is logged at Debug when a search thread goes on that had nothing to search. Attributes: thread, idle, and
+// idle_with_work, the part of idle in which there was a range to search. Those who measure read it.
+const IdleMessage = "search thread was idle"
+
 // maxName is the length of the longest name in bytes. (protocol)
 const maxName = 64
 
@@ -184,12 +188,19 @@ func (m *Miner) Run(ctx context.Context) error {
 		runtime.GOMAXPROCS(m.config.Threads + 1)
 	}
 	m.search = newSearch(m.config.Threads, m.config.Kernel)
+	m.search.idled = m.idled
 	m.mu.Unlock()
 
 	s := newSession(m)
 	err := s.run(ctx)
 	s.end()
 	return err
+}
+
+// idled tells of a search thread that had nothing to search for a while: what a miner that always holds a next range
+// should never see but between two jobs.
+func (m *Miner) idled(thread int, waited, late time.Duration) {
+	m.config.Logger.Debug(IdleMessage, "thread", thread, "idle", waited, "idle_with_work", late)
 }
 
 // setLeader notes who was heard last.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"raftmine/fsm/pow"
 	"raftmine/miner/sha256d"
@@ -34,6 +35,10 @@ type search struct {
 	active   []*grant   // neither settled nor stopped, oldest first
 	finished []*grant   // settled and not collected
 	closed   bool
+
+	// idled, when not nil, is told by a thread that waited for a piece: how long, and how long of that after there was one
+	// again. Set it before the first grant.
+	idled func(thread int, waited, late time.Duration)
 }
 
 // count is one thread's hashes, on a cache line of its own.
@@ -51,6 +56,7 @@ type grant struct {
 	process Process
 	job     *sha256d.Job
 	cut     cut
+	added   time.Time
 	stopped atomic.Bool // nobody wants it searched any more; set once
 
 	// Guarded by search.mu.
@@ -100,7 +106,7 @@ func newSearch(threads int, kernel sha256d.Kernel) *search {
 	s.work.L = &s.mu
 	for i := range threads {
 		s.ended.Go(func() {
-			t := thread{search: s, searcher: kernel.New(), hits: make([]uint64, hitRoom), hashes: &s.counts[i].hashes}
+			t := thread{number: i, search: s, searcher: kernel.New(), hits: make([]uint64, hitRoom), hashes: &s.counts[i].hashes}
 			t.run()
 		})
 	}
@@ -131,7 +137,7 @@ func (s *search) hashes() uint64 {
 
 // add puts a grant at the end of the queue.
 func (s *search) add(process Process, job *sha256d.Job) *grant {
-	g := &grant{process: process, job: job, cut: newCut(process.Nonces, process.ChunkSize)}
+	g := &grant{process: process, job: job, cut: newCut(process.Nonces, process.ChunkSize), added: time.Now()}
 	g.chunks.First = process.Nonces.First
 	g.pieces = make([]piece, g.cut.pieces)
 	s.mu.Lock()
@@ -185,22 +191,41 @@ func (s *search) settle(g *grant) {
 
 // take waits for the next piece. bound is the best of the grant's head: only a nonce that beats it matters. A nil grant
 // ends the thread.
-func (s *search) take() (g *grant, index uint64, bound candidate) {
+func (s *search) take(thread int) (g *grant, index uint64, bound candidate) {
+	var waiting time.Time // zero: there was a piece at once
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for {
 		if s.closed {
+			s.mu.Unlock()
 			return nil, 0, candidate{}
 		}
-		for _, g := range s.active {
-			if g.next < g.cut.pieces {
-				index = g.next
-				g.next++
-				return g, index, g.best
-			}
+		if g, index, bound = s.next(); g != nil {
+			break
+		}
+		if waiting.IsZero() {
+			waiting = time.Now()
 		}
 		s.work.Wait()
 	}
+	idled := s.idled
+	s.mu.Unlock()
+	if idled != nil && !waiting.IsZero() {
+		waited := time.Since(waiting)
+		idled(thread, waited, min(waited, time.Since(g.added)))
+	}
+	return g, index, bound
+}
+
+// next takes the next piece of the oldest grant that has one. It is called with mu held.
+func (s *search) next() (g *grant, index uint64, bound candidate) {
+	for _, g := range s.active {
+		if g.next < g.cut.pieces {
+			index = g.next
+			g.next++
+			return g, index, g.best
+		}
+	}
+	return nil, 0, candidate{}
 }
 
 // finish records a piece that was searched to its end without a solution.
@@ -234,6 +259,7 @@ func (s *search) solve(g *grant, nonce uint64) {
 
 // thread is one search thread.
 type thread struct {
+	number   int
 	search   *search
 	searcher sha256d.Searcher
 	hits     []uint64
@@ -242,7 +268,7 @@ type thread struct {
 
 func (t *thread) run() {
 	for {
-		g, index, bound := t.search.take()
+		g, index, bound := t.search.take(t.number)
 		if g == nil {
 			return
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -278,4 +279,29 @@ type quickSearcher struct{}
 func (quickSearcher) Search(_ *sha256d.Job, nonces pow.Range, _ uint32, hits []uint64) (int, uint64) {
 	hits[0] = nonces.First
 	return 1, min(nonces.Last-nonces.First, 999) + 1
+}
+
+// TestIdleThreadSaysHowLong: a thread that waited says so once when there is work again.
+func TestIdleThreadSaysHowLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		type idle struct {
+			thread       int
+			waited, late time.Duration
+		}
+		var told []idle
+		s := newSearch(1, sha256d.Best())
+		s.idled = func(thread int, waited, late time.Duration) { told = append(told, idle{thread, waited, late}) }
+		for id, pause := range []time.Duration{3 * time.Second, time.Second} {
+			synctest.Wait() // the thread waits
+			time.Sleep(pause)
+			p := hardRange(uint64(id) + 1)
+			p.Nonces.Last += 3 * pieceNonces // more than one piece
+			s.add(p, sha256d.NewJob(p.Work))
+			waitSettled(t, s)
+		}
+		s.close()
+		if want := []idle{{0, 3 * time.Second, 0}, {0, time.Second, 0}}; !slices.Equal(told, want) {
+			t.Errorf("told %v, want %v", told, want)
+		}
+	})
 }
