@@ -59,6 +59,7 @@ type serverOptions struct {
 	joinTimeout             time.Duration
 	mine                    int
 	insecure                bool
+	keepLog                 bool
 	withStdin               bool
 }
 
@@ -106,6 +107,8 @@ and has the lowest id leads.`,
 	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "folder of this server (default: the first free one in the local environment)")
 	cmd.Flags().IntVar(&o.mine, "mine", 0, "search threads of a companion miner that works while this server does not lead")
 	cmd.Flags().BoolVar(&o.insecure, "insecure", false, "allow an address that other machines can reach")
+	cmd.Flags().BoolVar(&o.keepLog, "keep-log", false, "never drop log entries that snapshots cover, so that the whole log can be replayed")
+	_ = cmd.Flags().MarkHidden("keep-log")
 	addStdinFlag(cmd, &o.withStdin)
 	return cmd
 }

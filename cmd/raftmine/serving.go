@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -59,12 +60,16 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 		return err
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
+	var trailing uint64 // zero: the default
+	if o.keepLog {
+		trailing = math.MaxUint32
+	}
 	peers := rpc.NewPeerClient()
 	defer func() { err = errors.Join(err, peers.Close()) }()
 	hub := rpc.NewHub()
 	node, err := raftnode.Start(ctx, raftnode.StartConfig{
 		Config: raftnode.Config{Advertise: o.advertise, Join: splitList(o.join), Environment: env, Peers: peers, JoinTimeout: o.joinTimeout,
-			Heartbeat: o.heartbeat, Version: version, Logger: logger, Observer: hub},
+			Heartbeat: o.heartbeat, Version: version, Logger: logger, Observer: hub, TrailingLogs: trailing},
 		DataDirPath: o.dataDir,
 		Listen:      listen,
 	})
