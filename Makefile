@@ -20,7 +20,7 @@ test: ## all tests that every change must pass; under 5 minutes on 2 cores
 race: ## the same with the race detector
 	$(GO) test -race -timeout 20m ./...
 
-e2e: ## the end-to-end tests with more rounds
+e2e: ## the end-to-end tests with more rounds, and a drill of 100 faults
 	RAFTMINE_E2E=full $(GO) test -count=1 -timeout 40m ./cmd/raftmine
 
 bench: ## speed: kernels, search loop, group commit, coordinator, a cluster with 1,000 and 5,000 miners

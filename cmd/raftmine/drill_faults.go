@@ -16,7 +16,7 @@ import (
 
 // drillPatience is how long the cluster may take to become healthy again after a fault. Far more than it needs: a slow
 // machine breaks no promise.
-const drillPatience = 60 * time.Second
+const drillPatience = 2 * time.Minute
 
 // fault is one planned fault. Who the leader is at its time, the plan does not know.
 type fault struct {

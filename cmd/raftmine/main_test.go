@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if os.Getenv(asRaftmine) != "" {
+		useFailpoints(os.Getenv(failpointVariable))
 		main()
 		return
 	}

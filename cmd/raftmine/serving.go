@@ -127,8 +127,9 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 // lead is one term of leadership: its coordinator serves miners until ctx ends.
 func (o *serverOptions) lead(ctx context.Context, term uint64, node *raftnode.Node, server *rpc.Server, hub *rpc.Hub,
 	source coordinator.BlockSource, logger *slog.Logger) error {
+	consensus, blocks := termEdges(proposer{node}, source)
 	c, err := coordinator.New(coordinator.Config{
-		Proposer: proposer{node}, Source: source, Observer: hub.MinerObserver(node.ID()), Logger: logger,
+		Proposer: consensus, Source: blocks, Observer: hub.MinerObserver(node.ID()), Logger: logger,
 		ServerID: node.ID(), ClusterID: node.ClusterID(), Address: node.Address(), Term: term,
 		Heartbeat: o.heartbeat, Nonces: o.nonces(), ChunkSize: o.chunk,
 	})
@@ -138,6 +139,11 @@ func (o *serverOptions) lead(ctx context.Context, term uint64, node *raftnode.No
 	server.Lead(rpc.LeaderOf(c))
 	defer server.Unlead()
 	return c.Run(ctx)
+}
+
+// termEdges wraps what a coordinator reaches the world by. Tests replace it, to end this process at a chosen step.
+var termEdges = func(p coordinator.Proposer, s coordinator.BlockSource) (coordinator.Proposer, coordinator.BlockSource) {
+	return p, s
 }
 
 // proposer gives a coordinator its consensus: a node, with the coordinator's own errors.

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"raftmine/fsm"
+	"raftmine/raftnode/coordinator"
+)
+
+// failpointVariable names a folder. A server of this test binary that comes to the point that the file "armed" there names
+// leaves what it was about to do in the file "dead", and is gone as by kill -9. So one process dies, once.
+const failpointVariable = "TEST_FAILPOINTS"
+
+// The steps of a solution, at which a leader can be made to die.
+const (
+	pointBeforeSolve  = "before-solve"  // the miner told it, nothing is logged
+	pointAfterSolve   = "after-solve"   // solution and intent are logged, nobody was told
+	pointBeforeSubmit = "before-submit" // the last check is passed, the request is not sent
+	pointAfterSubmit  = "after-submit"  // the web service judged it, the verdict is not logged
+	pointAfterVerdict = "after-verdict" // the verdict is logged, the next block is not asked for
+)
+
+// failpointMark is what a process leaves behind. The last solution it knew, if any.
+type failpointMark struct{ Nonce, Timestamp uint64 }
+
+// useFailpoints makes this process come to failpoints; an empty folder: it does not.
+func useFailpoints(folder string) {
+	if folder == "" {
+		return
+	}
+	termEdges = func(p coordinator.Proposer, s coordinator.BlockSource) (coordinator.Proposer, coordinator.BlockSource) {
+		f := failpoints(folder)
+		return failProposer{p, f}, failSource{s, f}
+	}
+}
+
+// failpoints is the folder.
+type failpoints string
+
+func (f failpoints) armed() string { return filepath.Join(string(f), "armed") }
+func (f failpoints) dead() string  { return filepath.Join(string(f), "dead") }
+
+// arm chooses the next point.
+func (f failpoints) arm(point string) error {
+	next := filepath.Join(string(f), "next")
+	return errors.Join(os.RemoveAll(f.dead()), os.WriteFile(next, []byte(point), 0o600), os.Rename(next, f.armed()))
+}
+
+// reach ends this process if it is the first one at the armed point.
+func (f failpoints) reach(point string, nonce, timestamp uint64) {
+	armed, err := os.ReadFile(f.armed())
+	if err != nil || string(armed) != point || os.Remove(f.armed()) != nil {
+		return
+	}
+	mark, _ := json.Marshal(failpointMark{nonce, timestamp})
+	_ = os.WriteFile(f.dead(), mark, 0o600) // what is missing the test finds
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
+}
+
+type failProposer struct {
+	coordinator.Proposer
+	failpoints
+}
+
+func (p failProposer) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.Outcome, error) {
+	var solve fsm.Solve
+	for _, command := range commands {
+		if c, ok := command.(fsm.Solve); ok {
+			solve = c
+			p.reach(pointBeforeSolve, c.Nonce, c.Timestamp)
+		}
+	}
+	outcomes, err := p.Proposer.Propose(ctx, commands...)
+	if err != nil {
+		return outcomes, err
+	}
+	for i, command := range commands {
+		if outcomes[i].Code != fsm.Done {
+			continue
+		}
+		switch command.(type) {
+		case fsm.Solve:
+			p.reach(pointAfterSolve, solve.Nonce, solve.Timestamp)
+		case fsm.Submitted:
+			var last fsm.Block
+			p.View(func(v fsm.View) { last = v.Blocks(v.BlockCount()-1, 1)[0] })
+			p.reach(pointAfterVerdict, last.Nonce, last.Timestamp)
+		}
+	}
+	return outcomes, err
+}
+
+type failSource struct {
+	coordinator.BlockSource
+	failpoints
+}
+
+func (s failSource) Submit(ctx context.Context, nonce, timestamp uint64) (coordinator.Reply, error) {
+	s.reach(pointBeforeSubmit, nonce, timestamp)
+	reply, err := s.BlockSource.Submit(ctx, nonce, timestamp)
+	if err == nil {
+		s.reach(pointAfterSubmit, nonce, timestamp)
+	}
+	return reply, err
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"raftmine/raftnode/registry"
+)
+
+// TestLeaderKilledAtEachStepOfABlock kills the leader exactly at each step from a found solution to its logged verdict.
+// The next leader ends what was begun: the web service accepts each height once, and no solution that was logged is lost.
+func TestLeaderKilledAtEachStepOfABlock(t *testing.T) {
+	dir := keepOnFailure(t)
+	t.Setenv(asRaftmine, "1") // for the children
+	t.Setenv(failpointVariable, dir)
+	o := &drillOptions{servers: 3, miners: 1, threads: 1, zeros: 5, serverFlags: serverTuning{
+		heartbeat: 200 * time.Millisecond, nonceFirst: 1, nonceLast: 2_000_000_000, chunk: 20_000}}
+	c, err := newCluster(filepath.Join(dir, "cluster"), &printer{w: io.Discard}, "info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &drill{cluster: c, o: o, book: &ackBook{}, started: time.Now()}
+	t.Cleanup(func() {
+		if err := d.end(); err != nil {
+			t.Error(err)
+		}
+	})
+	if d.service, err = startDrillService(filepath.Join(dir, "webservice"), o.zeros, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.startAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, point := range []string{pointBeforeSolve, pointAfterSolve, pointBeforeSubmit, pointAfterSubmit, pointAfterVerdict} {
+		if err := failpoints(dir).arm(point); err != nil {
+			t.Fatal(err)
+		}
+		victim := 0
+		eventually(t, "the leader comes to "+point, func() string {
+			for id := 1; id <= o.servers; id++ {
+				if !d.server(id).alive() {
+					victim = id
+					return ""
+				}
+			}
+			return "all servers live"
+		})
+		died := d.server(victim)
+		if status, ok := died.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+			t.Fatalf("%s: server %d ended with %v: see %s", point, victim, died.waitErr, died.log)
+		}
+		data, err := os.ReadFile(failpoints(dir).dead())
+		if err != nil {
+			t.Fatalf("%s: %v", point, err)
+		}
+		var mark failpointMark
+		if err := json.Unmarshal(data, &mark); err != nil {
+			t.Fatalf("%s: %v", point, err)
+		}
+		before := len(chainOf(d.service.report()))
+		eventually(t, point+": the next leader settles that block and one more", func() string {
+			if now := len(chainOf(d.service.report())); now < before+2 {
+				return fmt.Sprintf("%d blocks, were %d", now, before)
+			}
+			return ""
+		})
+		requests := 0
+		for _, s := range d.service.report() {
+			if s.nonce == strconv.FormatUint(mark.Nonce, 10) && s.timestamp == strconv.FormatUint(mark.Timestamp, 10) {
+				requests++
+				if s.verdict != "success" {
+					t.Errorf("%s: the solution was called %s", point, s.verdict)
+				}
+			}
+		}
+		// A solution that nobody logged is the miner's to tell again, and it may find another one meanwhile.
+		if requests > 1 || requests == 0 && point != pointBeforeSolve {
+			t.Errorf("%s: the solution was submitted %d times, want once", point, requests)
+		}
+		if err := d.startServer(t.Context(), victim); err != nil {
+			t.Fatalf("%s: %v", point, err)
+		}
+		eventually(t, point+": all servers are up", func() string {
+			view, problem := statusOf(t, c.env.Dir())
+			for _, server := range view.Servers {
+				if !server.Up || !server.Voter {
+					problem += fmt.Sprintf(" server %d is not", server.ID)
+				}
+			}
+			return problem
+		})
+	}
+	end, err := d.settle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := d.judge(nil, end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, why := range report.Broken {
+		t.Error(why)
+	}
+	if report.Answers == 0 || report.Blocks < 10 || report.RepeatedSubmits != 0 {
+		t.Errorf("%d answers, %d blocks, %d repeated submissions; want answers, 10 blocks or more, none repeated",
+			report.Answers, report.Blocks, report.RepeatedSubmits)
+	}
+}
+
+// TestDrillHoldsEveryPromise runs the command: a short drill in make test, and a hundred faults in make e2e.
+func TestDrillHoldsEveryPromise(t *testing.T) {
+	faults, seed, heartbeat := 5, "18", "300ms"
+	if fullEndToEnd() {
+		faults, seed, heartbeat = 100, "0", "1s"
+	}
+	dir := filepath.Join(keepOnFailure(t), "drill")
+	run := startProcess(t, "drill", "--faults", strconv.Itoa(faults), "--seed", seed, "--heartbeat", heartbeat, "--zeros", "5",
+		"--block-time", "500ms", "--data-dir", dir, "-o", "json")
+	select {
+	case <-run.exited:
+	case <-time.After(time.Duration(faults) * patience):
+		t.Fatal("the drill does not end")
+	}
+	if code := run.waitExit(); code != exitDone {
+		t.Fatalf("exit code %d", code)
+	}
+	if told, reports := len(run.events("fault")), len(run.events("fault_report")); told != faults || reports != faults {
+		t.Errorf("%d faults told, %d reported, want %d", told, reports, faults)
+	}
+	for _, f := range run.events("fault_report") {
+		if f["answers_lost"] != 0.0 || f["no_leader_ms"].(float64) <= 0 || f["ranges_in_flight"].(float64) <= 0 {
+			t.Errorf("fault %v", f)
+		}
+	}
+	done := run.events("drill_done")
+	if len(done) != 1 || done[0]["survived"] != float64(faults) || done[0]["answers_lost"] != 0.0 || done[0]["heights_accepted_twice"] != 0.0 ||
+		done[0]["servers_agreeing"] != 3.0 || done[0]["answers_acknowledged"].(float64) < float64(faults) || done[0]["blocks"].(float64) < 1 {
+		t.Errorf("done: %v", done)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the data of a drill that held is still there: %v", err)
+	}
+	t.Logf("%v", done)
+}
+
+// TestDrillEndsInOrderWhenInterrupted: Ctrl-C ends it after the fault under way, with all checks, and leaves nothing behind.
+func TestDrillEndsInOrderWhenInterrupted(t *testing.T) {
+	dir := filepath.Join(keepOnFailure(t), "drill")
+	run := startProcess(t, "drill", "--faults", "1000", "--heartbeat", "300ms", "--zeros", "5", "--data-dir", dir, "--keep", "-o", "json")
+	_, _ = run.waitEvent(0, "fault")
+	run.signal(syscall.SIGINT)
+	if code := run.waitExit(); code != exitDone {
+		t.Errorf("exit code %d", code)
+	}
+	done := run.events("drill_done")
+	if len(done) != 1 || done[0]["survived"] != float64(len(run.events("fault"))) || done[0]["servers_agreeing"] != 3.0 {
+		t.Errorf("done: %v", done)
+	}
+	if left := drillPIDs(t, dir); len(left) != 0 {
+		t.Errorf("processes %v are left", left)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "servers", "1", "raft.db")); err != nil {
+		t.Errorf("the data was not kept: %v", err)
+	}
+}
+
+// TestDrillFailsWhenAProcessDiesByItself: one that no fault meant ends the drill with exit code 1, and with all that it
+// takes to look for the reason.
+func TestDrillFailsWhenAProcessDiesByItself(t *testing.T) {
+	dir := filepath.Join(keepOnFailure(t), "drill")
+	run := startProcess(t, "drill", "--faults", "1000", "--seed", "77", "--heartbeat", "300ms", "--zeros", "5", "--data-dir", dir, "-o", "json")
+	_, _ = run.waitEvent(0, "fault")
+	for _, pid := range drillPIDs(t, dir) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if code := run.waitExit(); code != exitFailed {
+		t.Errorf("exit code %d", code)
+	}
+	wantSaid(t, run.errors(), "ended by itself", "--seed 77", dir)
+	if left := drillPIDs(t, dir); len(left) != 0 {
+		t.Errorf("processes %v are left", left)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "logs", "server-1.log")); err != nil {
+		t.Errorf("the logs were not kept: %v", err)
+	}
+}
+
+// drillPIDs returns the servers of a drill that run, as its local environment knows them.
+func drillPIDs(t *testing.T, dir string) (pids []int) {
+	t.Helper()
+	env, err := registry.Open(filepath.Join(dir, "environment"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := env.Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		pids = append(pids, entry.PID)
+	}
+	return pids
+}
