@@ -225,6 +225,9 @@ func (n *Node) transfer(ctx context.Context, target uint64) error {
 	defer n.transferMu.Unlock()
 	term := n.raft.CurrentTerm()
 	n.log.Debug("leadership transfer begins", "to", target, "term", term)
+	if err := n.answersNow(ctx, target); err != nil {
+		return err
+	}
 	defer n.commits.resume()
 	waiting, cancel := context.WithTimeout(ctx, transferCatchUp)
 	defer cancel()
@@ -267,6 +270,17 @@ func (n *Node) transfer(ctx context.Context, target uint64) error {
 		}
 	}
 	n.log.Info("leadership handed over", "to", target)
+	return nil
+}
+
+// answersNow finds out about a target before anybody waits for it: a paused process is up in the table for three heartbeats
+// more, and its successor may be asked for a transfer back as its first act.
+func (n *Node) answersNow(ctx context.Context, target uint64) error {
+	asking, cancel := context.WithTimeout(ctx, n.config.RaftElection)
+	defer cancel()
+	if _, err := n.ask(asking, target, n.book.address(target)); err != nil {
+		return fmt.Errorf("ask whether it is there: %w", err)
+	}
 	return nil
 }
 

@@ -179,6 +179,29 @@ func TestTransferToADeadServerLetsTheLeaderGoOn(t *testing.T) {
 	})
 }
 
+// TestNobodyWaitsForATransferToAPausedServer: the proposals are not held for one that does not answer.
+func TestNobodyWaitsForATransferToAPausedServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.wait("all are up", func() bool { return c.up(1, 2, 3) })
+		leader := c.leader()
+		c.net.setMute(c.servers[2].node.Address(), true)
+		failed := make(chan error, 1)
+		began := time.Now()
+		go func() { failed <- leader.transfer(t.Context(), 3) }()
+		synctest.Wait()
+		if _, err := leader.Propose(t.Context(), strike(1)); err != nil {
+			t.Errorf("propose: %v", err)
+		}
+		if took := time.Since(began); took > DefaultRaftElection/3 {
+			t.Errorf("a proposal took %v", took)
+		}
+		if err := <-failed; err == nil {
+			t.Error("the transfer succeeded")
+		}
+	})
+}
+
 func TestTransfersAreSpacedMoreAndMore(t *testing.T) {
 	var pace transferPace
 	now := time.Unix(1000, 0)

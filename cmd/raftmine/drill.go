@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"raftmine/rpc"
 )
 
 // drillOptions are the flags of "raftmine drill".
@@ -213,9 +211,7 @@ func (d *drill) startAll(ctx context.Context) error {
 	if _, err := d.settledBlocks(ctx); err != nil {
 		return err
 	}
-	if err := d.startClients(); err != nil {
-		return err
-	}
+	d.startClients()
 	for n := 1; n <= d.o.miners; n++ {
 		if err := d.startMiner(ctx, n); err != nil {
 			return err
@@ -226,35 +222,23 @@ func (d *drill) startAll(ctx context.Context) error {
 
 // startClients starts the simulated miners. The one that measures asks every server by itself whether it leads, so what
 // it sees depends on the servers alone; the others look for the leader as a miner does.
-func (d *drill) startClients() error {
+func (d *drill) startClients() {
 	chunk := d.o.serverFlags.chunk
 	for n := 0; n <= d.o.clients; n++ {
 		config := drillClientConfig{name: fmt.Sprintf("client-%d", n), chunk: chunk, pace: 20 * time.Millisecond, book: d.book}
-		var dialers []*rpc.MinerDialer
-		all := func() []string {
+		config.sources = []func() []string{func() []string {
 			addresses, _ := serversIn(d.env) // none: the dialer asks again
 			return addresses
-		}
-		sources := []func() []string{all}
+		}}
 		if n == 0 {
-			config.name, config.pace = "probe", 2*time.Millisecond
-			sources = nil
+			config.name, config.pace, config.apart, config.sources = "probe", 2*time.Millisecond, true, nil
 			for id := 1; id <= d.o.servers; id++ {
-				sources = append(sources, func() []string { return []string{d.server(id).started.Address} })
+				config.sources = append(config.sources, func() []string { return []string{d.server(id).started.Address} })
 			}
 		}
-		for _, addresses := range sources {
-			dialer, err := rpc.NewMinerDialer(rpc.MinerDialerConfig{Addresses: addresses})
-			if err != nil {
-				return err
-			}
-			dialers = append(dialers, dialer)
-		}
-		client := startDrillClient(config, dialers)
-		d.clients = append(d.clients, client)
+		d.clients = append(d.clients, startDrillClient(config))
 	}
 	d.probe = d.clients[0]
-	return nil
 }
 
 func (d *drill) startServer(ctx context.Context, id int) error {

@@ -60,6 +60,10 @@ type drillClientConfig struct {
 	chunk uint64        // nonces of an answer
 	pace  time.Duration // between an acknowledgement and the next answer
 	book  *ackBook
+	// sources say where servers are. For each there is a dialer; with apart a new one for each stream, which knows no other
+	// servers than its source names.
+	sources []func() []string
+	apart   bool
 }
 
 // drillClient is a simulated miner: it answers for one chunk after the other without searching it, keeps each answer until
@@ -72,7 +76,6 @@ type drillClient struct {
 	instance [16]byte
 	cancel   context.CancelFunc
 	ended    sync.WaitGroup
-	dialers  []*rpc.MinerDialer
 	streams  chan *drillStream
 	received chan drillReceived
 
@@ -114,14 +117,14 @@ type drillAnswer struct {
 	record  acked
 }
 
-func startDrillClient(config drillClientConfig, dialers []*rpc.MinerDialer) *drillClient {
-	c := &drillClient{drillClientConfig: config, dialers: dialers,
+func startDrillClient(config drillClientConfig) *drillClient {
+	c := &drillClient{drillClientConfig: config,
 		streams: make(chan *drillStream), received: make(chan drillReceived), timer: time.NewTimer(time.Hour)}
 	_, _ = rand.Read(c.instance[:])
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
-	for _, dialer := range dialers {
-		c.ended.Go(func() { c.seek(ctx, dialer) })
+	for _, source := range config.sources {
+		c.ended.Go(func() { c.seek(ctx, source) })
 	}
 	c.ended.Go(func() { c.run(ctx) })
 	return c
@@ -131,9 +134,6 @@ func startDrillClient(config drillClientConfig, dialers []*rpc.MinerDialer) *dri
 func (c *drillClient) stop() {
 	c.cancel()
 	c.ended.Wait()
-	for _, dialer := range c.dialers {
-		_ = dialer.Close() // nothing is on its way any more
-	}
 }
 
 // lastAcked returns the newest acknowledged answer.
@@ -144,27 +144,38 @@ func (c *drillClient) lastAcked() acked {
 }
 
 // seek opens one stream after the other.
-func (c *drillClient) seek(ctx context.Context, dialer *rpc.MinerDialer) {
+func (c *drillClient) seek(ctx context.Context, source func() []string) {
 	for ctx.Err() == nil {
-		conn, err := dialer.Dial(ctx)
+		dialer, err := rpc.NewMinerDialer(rpc.MinerDialerConfig{Addresses: source})
 		if err != nil {
-			wait(ctx, 5*time.Millisecond)
-			continue
+			return // a source is all it needs
 		}
-		s := &drillStream{conn: conn, over: make(chan struct{})}
-		select {
-		case c.streams <- s:
-		case <-ctx.Done():
-			conn.Close()
-			return
+		for c.open(ctx, dialer) && !c.apart {
 		}
-		select {
-		case <-s.over:
-			wait(ctx, 5*time.Millisecond) // a leader that was may not know it yet
-		case <-ctx.Done():
-			return // run closes it
-		}
+		_ = dialer.Close() // its streams are over
 	}
+}
+
+// open opens a stream and waits until it is over.
+func (c *drillClient) open(ctx context.Context, dialer *rpc.MinerDialer) bool {
+	conn, err := dialer.Dial(ctx)
+	if err != nil {
+		wait(ctx, 5*time.Millisecond)
+		return ctx.Err() == nil
+	}
+	s := &drillStream{conn: conn, over: make(chan struct{})}
+	select {
+	case c.streams <- s:
+	case <-ctx.Done():
+		conn.Close()
+		return false
+	}
+	select {
+	case <-s.over:
+		wait(ctx, 5*time.Millisecond) // a leader that was may not know it yet
+	case <-ctx.Done(): // run closes it
+	}
+	return ctx.Err() == nil
 }
 
 // wait sleeps for d, or until ctx ends.
