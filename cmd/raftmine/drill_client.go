@@ -12,8 +12,8 @@ import (
 	"raftmine/rpc"
 )
 
-// answerPatience is how long a simulated miner waits for an acknowledgement before it looks for a leader again. Tuning.
-const answerPatience = 2 * time.Second
+// acknowledgePatience is how long a simulated miner waits for an acknowledgement before it looks for a leader again. Tuning.
+const acknowledgePatience = 2 * time.Second
 
 // acked is one answer that the cluster acknowledged as committed, now or before.
 type acked struct {
@@ -310,7 +310,7 @@ func (c *drillClient) heartbeat(s *drillStream, request miner.HeartbeatRequest) 
 		return true
 	}
 	c.pending.record.sent = time.Now()
-	c.timer.Reset(answerPatience)
+	c.timer.Reset(acknowledgePatience)
 	return s.conn.Send(c.pending.message) == nil
 }
 
@@ -330,7 +330,7 @@ func (c *drillClient) answer() bool {
 		a.message = miner.AnswerYes{GrantID: g.id, JobID: g.job, Timestamp: g.work.Timestamp, Nonce: nonces.First}
 	}
 	c.pending = a
-	c.timer.Reset(answerPatience)
+	c.timer.Reset(acknowledgePatience)
 	return c.stream.conn.Send(a.message) == nil
 }
 

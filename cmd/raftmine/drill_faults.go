@@ -244,7 +244,7 @@ func (d *drill) checkAlive(except string) error {
 		if name == except || process.alive() {
 			continue
 		}
-		said := lastLine(process.log)
+		said := process.lastError()
 		if said == "" {
 			said = describeExit(process.waitErr)
 		}

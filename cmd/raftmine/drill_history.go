@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
-	"strconv"
 
 	"github.com/hashicorp/raft"
 
@@ -253,6 +251,3 @@ func acceptedTwice(blocks []fsm.Block) (twice []uint64) {
 	}
 	return twice
 }
-
-// serverDir is the data directory of a server of a local cluster.
-func (c *cluster) serverDir(id int) string { return filepath.Join(c.dir, "servers", strconv.Itoa(id)) }

@@ -128,6 +128,16 @@ func (c *child) read(stdout io.ReadCloser, ready chan<- error) {
 // pid returns the child's process id.
 func (c *child) pid() int { return c.cmd.Process.Pid }
 
+// alive reports whether the child was not reaped yet.
+func (c *child) alive() bool {
+	select {
+	case <-c.exited:
+		return false
+	default:
+		return true
+	}
+}
+
 // stop asks the child to end in order, wakes it if it is paused, kills it after patience, and waits until it is gone.
 func (c *child) stop(patience time.Duration) {
 	c.once.Do(func() {
