@@ -51,6 +51,9 @@ type cluster struct {
 }
 
 func newCluster(dir string, out *printer, logLevel string) (*cluster, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
 	lock, err := registry.LockFile(filepath.Join(dir, "lock"))
 	if err != nil {
 		return nil, err

@@ -174,7 +174,7 @@ func (o *runOptions) makeDataDir() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return dir, os.MkdirAll(dir, 0o700)
+	return dir, nil
 }
 
 // endedEarly turns an interruption into an ordinary end.
