@@ -29,7 +29,7 @@ bench: ## speed: kernels, search loop, group commit, coordinator, a cluster with
 fuzz: ## each fuzz target for 30 seconds
 	.ci/fuzz 30s
 
-generate: ## generated code from the proto files
+generate: ## generated code: from the proto files, and the assembly of the kernels
 	.ci/generate
 
 check: ## format, vet on every platform, staticcheck, proto lint, generated code up to date

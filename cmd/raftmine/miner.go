@@ -11,6 +11,7 @@ import (
 
 	"raftmine/fsm"
 	"raftmine/miner"
+	"raftmine/miner/sha256d"
 	"raftmine/rpc"
 )
 
@@ -19,6 +20,7 @@ func newMinerCommand() *cobra.Command {
 		servers   string
 		threads   int
 		name      string
+		kernel    string
 		withStdin bool
 	)
 	cmd := &cobra.Command{
@@ -37,6 +39,13 @@ answers to the next one.`,
 			}
 			if err := fsm.CheckMinerName(name); err != nil {
 				return usageError{fmt.Errorf("--name: %w", err)}
+			}
+			var searchKernel sha256d.Kernel // the zero one is the fastest here
+			if kernel != "" {
+				var err error
+				if searchKernel, err = kernelNamed(kernel); err != nil {
+					return err
+				}
 			}
 			out, err := newPrinter(cmd)
 			if err != nil {
@@ -68,7 +77,7 @@ answers to the next one.`,
 				return usageError{fmt.Errorf("--servers: %w", err)}
 			}
 			defer dialer.Close()
-			m, err := miner.New(miner.Config{Name: name, Threads: threads, Dialer: dialer, Version: version, Logger: logger})
+			m, err := miner.New(miner.Config{Name: name, Threads: threads, Kernel: searchKernel, Dialer: dialer, Version: version, Logger: logger})
 			if err != nil {
 				return err
 			}
@@ -88,6 +97,7 @@ answers to the next one.`,
 	cmd.Flags().StringVar(&servers, "servers", "", "addresses of servers, comma separated (default: those of this host)")
 	cmd.Flags().IntVar(&threads, "threads", max(1, runtime.NumCPU()-1), "search threads")
 	cmd.Flags().StringVar(&name, "name", "", "name of this miner, unique in the cluster (default: host name and process id)")
+	cmd.Flags().StringVar(&kernel, "kernel", "", "search kernel, one of those that \"raftmine bench\" lists (default: the fastest here)")
 	addStdinFlag(cmd, &withStdin)
 	return cmd
 }

@@ -15,10 +15,10 @@ var benchmarkWork = pow.Work{Previous: somePrevious, Timestamp: 1_790_000_000_00
 // sink keeps the compiler from dropping what a benchmark computes.
 var sink uint32
 
-// BenchmarkKernels is the hash rate of each kernel on one thread, for nonces of 9 and of 10 digits. The plain loops
-// beside them are what one writes first.
+// BenchmarkKernels is the hash rate of each kernel on one thread, for nonces of 8, 9 and 10 digits: 4.5, 45 and 50 % of
+// the nonces of the exercise. The plain loops beside them are what one writes first.
 func BenchmarkKernels(b *testing.B) {
-	for _, first := range []uint64{100_000_000, 1_000_000_000} {
+	for _, first := range []uint64{10_000_000, 100_000_000, 1_000_000_000} {
 		digits := fmt.Sprintf("digits=%d", len(strconv.FormatUint(first, 10)))
 		b.Run("plain-sprintf/"+digits, func(b *testing.B) {
 			previous := benchmarkWork.Previous.String()

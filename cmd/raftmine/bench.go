@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"io"
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"raftmine/fsm/pow"
+	"raftmine/miner/sha256d"
+)
+
+// Every rate is the median of many short turns, in which the contenders take part one after the other: a machine that
+// is busy at times slows all of them alike, and a median forgets the worst. The turns start at places spread evenly over
+// the nonces of the exercise, so that each number of digits has its share. (tuning)
+const (
+	benchLast      = 2_000_000_000
+	benchTurn      = time.Millisecond     // of one thread: shorter than what a busy machine takes a processor away for
+	benchTurnAll   = 5 * time.Millisecond // of all threads, which do not start in the same instant
+	benchFewest    = 3                    // turns
+	benchHitRoom   = 16
+	benchPlainName = "plain"
+)
+
+// benchView is what "bench" prints as JSON. Scripts rely on the names. All rates are double SHA-256 a second.
+type benchView struct {
+	CPU           string        `json:"cpu"`
+	Threads       int           `json:"threads"`
+	Best          string        `json:"best"` // the kernel that miners use here unless told otherwise
+	Kernels       []benchKernel `json:"kernels"`
+	PlainHashRate float64       `json:"plain_hash_rate"` // a loop on crypto/sha256 with the midstate, on one thread
+}
+
+type benchKernel struct {
+	Name               string  `json:"name"`
+	HashRate           float64 `json:"hash_rate"` // on one thread
+	HashRateAllThreads float64 `json:"hash_rate_all_threads"`
+	ShareOfBest        float64 `json:"share_of_best"` // of the highest hash_rate here, 0 to 1
+	TimesPlain         float64 `json:"times_plain"`
+}
+
+func newBenchCommand() *cobra.Command {
+	var (
+		duration time.Duration
+		threads  int
+		name     string
+	)
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure the hash rate of each search kernel on this machine",
+		Long: `Measure the hash rate of each search kernel that this machine can run, on one thread and on all, and beside them a
+plain loop on crypto/sha256 that computes the first block's state once. A hash is one double SHA-256 of one message. Each
+rate is the median of many short turns over the nonces 1 to 2,000,000,000.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			asJSON, err := jsonOutput(cmd)
+			if err != nil {
+				return err
+			}
+			if threads < 1 || threads > 1024 {
+				return usageError{fmt.Errorf("--threads %d: want 1 to 1024", threads)}
+			}
+			if duration <= 0 {
+				return usageError{fmt.Errorf("--duration %s: want more than 0s", duration)}
+			}
+			var kernels []sha256d.Kernel
+			if name != "" {
+				kernel, err := kernelNamed(name)
+				if err != nil {
+					return err
+				}
+				kernels = append(kernels, kernel)
+			} else {
+				kernels = slices.DeleteFunc(sha256d.Kernels(), func(k sha256d.Kernel) bool { return !k.Available() })
+			}
+			view, err := measureKernels(cmd.Context(), kernels, threads, duration)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), view)
+			}
+			return printBench(cmd.OutOrStdout(), view)
+		},
+	}
+	cmd.Flags().DurationVar(&duration, "duration", time.Second, "how long to measure each kernel, on one thread and again on all")
+	cmd.Flags().IntVar(&threads, "threads", runtime.NumCPU(), "how many threads are all")
+	cmd.Flags().StringVar(&name, "kernel", "", "measure this kernel alone (default: every one that this machine can run)")
+	return cmd
+}
+
+// kernelNamed returns the kernel that --kernel names.
+func kernelNamed(name string) (sha256d.Kernel, error) {
+	kernel, err := sha256d.ByName(name)
+	if err != nil {
+		return kernel, hinted(usageError{fmt.Errorf("--kernel: %w", err)}, `"raftmine bench" lists the kernels that this machine can run`)
+	}
+	return kernel, nil
+}
+
+// contender is what takes part in the measurement: a way to try nonces until a turn is over.
+type contender struct {
+	name    string
+	workers []benchWorker // one a thread
+	one     []float64     // rates of the turns on one thread
+	all     []float64     // and on all of them
+}
+
+// benchWorker tries nonces from first on, at least until the time is over, and returns how many.
+type benchWorker func(first uint64, length time.Duration) (tried uint64)
+
+func measureKernels(ctx context.Context, kernels []sha256d.Kernel, threads int, duration time.Duration) (benchView, error) {
+	work := pow.Work{Previous: pow.Sum([]byte("raftmine bench")), Timestamp: uint64(time.Now().UnixMilli())}
+	view := benchView{CPU: cpuName(), Threads: threads, Best: sha256d.Best().Name, Kernels: []benchKernel{}}
+	plain := &contender{name: benchPlainName}
+	contenders := []*contender{plain}
+	for _, k := range kernels {
+		contenders = append(contenders, &contender{name: k.Name})
+	}
+	job := sha256d.NewJob(work)
+	for range threads {
+		plain.workers = append(plain.workers, plainWorker(work))
+		for i, k := range kernels {
+			contenders[1+i].workers = append(contenders[1+i].workers, kernelWorker(k, job))
+		}
+	}
+	turns := max(benchFewest, int(duration/benchTurn))
+	for turn := range turns {
+		for _, c := range contenders {
+			if err := ctx.Err(); err != nil {
+				return view, err
+			}
+			c.one = append(c.one, c.rate(1, placeOfTurn(turn, turns), benchTurn))
+		}
+	}
+	turns = max(benchFewest, int(duration/benchTurnAll))
+	for turn := range turns {
+		for _, c := range contenders[1:] {
+			if err := ctx.Err(); err != nil {
+				return view, err
+			}
+			c.all = append(c.all, c.rate(threads, placeOfTurn(turn, turns), benchTurnAll))
+		}
+	}
+	view.PlainHashRate = medianRate(plain.one)
+	highest := 0.0
+	for _, c := range contenders[1:] {
+		k := benchKernel{Name: c.name, HashRate: medianRate(c.one), HashRateAllThreads: medianRate(c.all)}
+		k.TimesPlain = k.HashRate / view.PlainHashRate
+		highest = max(highest, k.HashRate)
+		view.Kernels = append(view.Kernels, k)
+	}
+	for i := range view.Kernels {
+		view.Kernels[i].ShareOfBest = view.Kernels[i].HashRate / highest
+	}
+	return view, nil
+}
+
+// placeOfTurn is the first nonce of a turn: the middle of its share of the nonces.
+func placeOfTurn(turn, turns int) uint64 {
+	return 1 + uint64((float64(turn)+0.5)/float64(turns)*benchLast)
+}
+
+// rate runs a turn on the first threads workers and returns what they did together in a second.
+func (c *contender) rate(threads int, first uint64, length time.Duration) float64 {
+	rates := make([]float64, threads)
+	var wg sync.WaitGroup
+	for i := range threads {
+		wg.Go(func() {
+			start := time.Now()
+			tried := c.workers[i](first+uint64(i)<<24, length)
+			rates[i] = float64(tried) / time.Since(start).Seconds()
+		})
+	}
+	wg.Wait()
+	sum := 0.0
+	for _, rate := range rates {
+		sum += rate
+	}
+	return sum
+}
+
+func kernelWorker(kernel sha256d.Kernel, job *sha256d.Job) benchWorker {
+	searcher, hits := kernel.New(), make([]uint64, benchHitRoom)
+	return func(first uint64, length time.Duration) (tried uint64) {
+		for start := time.Now(); time.Since(start) < length; {
+			_, n := searcher.Search(job, pow.Range{First: first + tried, Last: math.MaxUint64}, 0, hits)
+			tried += n
+		}
+		return tried
+	}
+}
+
+// plainWorker is what one writes first once the previous hash's block is not hashed anew for each nonce. It is what the
+// kernels are compared with, so it shares no code with them.
+func plainWorker(work pow.Work) benchWorker {
+	type state interface {
+		hash.Hash
+		encoding.BinaryAppender
+		encoding.BinaryUnmarshaler
+	}
+	h := sha256.New().(state)
+	h.Write(hex.AppendEncode(nil, work.Previous[:]))
+	midstate, _ := h.AppendBinary(nil) // never an error
+	timestamp := strconv.FormatUint(work.Timestamp, 10)
+	var message, digest [sha256.BlockSize]byte
+	return func(first uint64, length time.Duration) (tried uint64) {
+		for start := time.Now(); time.Since(start) < length; {
+			for range 500 { // between two looks at the clock
+				_ = h.UnmarshalBinary(midstate) // no error: the bytes are crypto/sha256's own
+				h.Write(append(strconv.AppendUint(message[:0], first+tried, 10), timestamp...))
+				outer := sha256.Sum256(h.Sum(digest[:0]))
+				digest[0] ^= outer[0] // so that it is computed
+				tried++
+			}
+		}
+		return tried
+	}
+}
+
+func medianRate(rates []float64) float64 {
+	slices.Sort(rates)
+	return rates[len(rates)/2]
+}
+
+func printBench(w io.Writer, view benchView) error {
+	fmt.Fprintf(w, "%s; median rates, nonces 1 to 2,000,000,000; miners use %s\n\n", view.CPU, view.Best)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(table, "KERNEL\t1 THREAD\t%d THREADS\tOF THE BEST\tTIMES PLAIN\n", view.Threads)
+	for _, k := range view.Kernels {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%.0f %%\t%.2f\n", k.Name, hashRate(k.HashRate), hashRate(k.HashRateAllThreads),
+			100*k.ShareOfBest, k.TimesPlain)
+	}
+	fmt.Fprintf(table, "%s\t%s\t\t\t1.00\n", benchPlainName, hashRate(view.PlainHashRate))
+	return table.Flush()
+}
+
+// cpuName returns the processor's name where the operating system tells it, else its architecture.
+func cpuName() string {
+	data, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	for scanner := bufio.NewScanner(bytes.NewReader(data)); scanner.Scan(); {
+		key, value, _ := bytes.Cut(scanner.Bytes(), []byte(":"))
+		if string(bytes.TrimSpace(key)) == "model name" {
+			return string(bytes.TrimSpace(value))
+		}
+	}
+	return runtime.GOARCH
+}

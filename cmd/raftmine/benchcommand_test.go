@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"raftmine/miner/sha256d"
+)
+
+func TestBenchMeasuresEveryKernelOfThisMachine(t *testing.T) {
+	code, stdout, stderr := command(t, "bench", "--duration", "10ms", "--threads", "2", "-o", "json")
+	if code != exitDone || stderr != "" {
+		t.Fatalf("exit code %d, said %q", code, stderr)
+	}
+	var view benchView
+	if err := json.Unmarshal([]byte(stdout), &view); err != nil {
+		t.Fatalf("%v in %s", err, stdout)
+	}
+	var want, got []string
+	for _, k := range sha256d.Kernels() {
+		if k.Available() {
+			want = append(want, k.Name)
+		}
+	}
+	best := 0.0
+	for _, k := range view.Kernels {
+		got = append(got, k.Name)
+		best = max(best, k.ShareOfBest)
+		if k.HashRate <= 0 || k.HashRateAllThreads <= 0 || k.TimesPlain <= 0 || k.ShareOfBest <= 0 {
+			t.Errorf("kernel %+v, want rates", k)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("measured %v, want %v", got, want)
+	}
+	if view.CPU == "" || view.Threads != 2 || view.PlainHashRate <= 0 || best != 1 || view.Best != sha256d.Best().Name {
+		t.Errorf("printed %s", stdout)
+	}
+	// The names that scripts rely on.
+	for _, name := range []string{`"cpu":`, `"kernels":`, `"name":`, `"hash_rate":`, `"hash_rate_all_threads":`, `"plain_hash_rate":`} {
+		if !strings.Contains(stdout, name) {
+			t.Errorf("no %s in %s", name, stdout)
+		}
+	}
+}
+
+func TestBenchPrintsATableForPeople(t *testing.T) {
+	code, stdout, stderr := command(t, "bench", "--duration", "1ms", "--threads", "1", "--kernel", "generic")
+	if code != exitDone || stderr != "" {
+		t.Fatalf("exit code %d, said %q", code, stderr)
+	}
+	lines := strings.Split(strings.TrimSpace(stdout), "\n")
+	if len(lines) != 5 || !strings.HasPrefix(lines[2], "KERNEL") || !strings.HasPrefix(lines[3], "generic ") ||
+		!strings.Contains(lines[3], "100 %") || !strings.HasPrefix(lines[4], "plain ") {
+		t.Errorf("printed\n%s", stdout)
+	}
+}
+
+func TestBenchEndsWhenItIsInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if code := execute(ctx, []string{"bench", "--duration", "1h"}, io.Discard, io.Discard); code != exitFailed {
+		t.Errorf("exit code %d, want %d", code, exitFailed)
+	}
+	if _, err := measureKernels(ctx, sha256d.Kernels()[:0], 1, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want that it was canceled", err)
+	}
+}
+
+func TestPlacesOfTurnsAreSpreadOverTheNonces(t *testing.T) {
+	digits := make(map[int]int)
+	for turn := range 1000 {
+		first := placeOfTurn(turn, 1000)
+		if first < 1 || first > benchLast {
+			t.Fatalf("turn %d starts at %d", turn, first)
+		}
+		n := 0
+		for ; first > 0; first /= 10 {
+			n++
+		}
+		digits[n]++
+	}
+	if digits[10] != 500 || digits[9] != 450 {
+		t.Errorf("turns by digits: %v, want half of them at 10 and 45 %% at 9", digits)
+	}
+}
+
+func TestUnknownKernelIsRefusedWithTheNamesThereAre(t *testing.T) {
+	for _, args := range []string{"bench --kernel abacus", "miner --kernel abacus", "bench --threads 0", "bench --duration 0s"} {
+		code, stdout, stderr := command(t, strings.Fields(args)...)
+		if code != exitUsage || stdout != "" {
+			t.Errorf("%s: exit code %d, printed %q", args, code, stdout)
+		}
+		if strings.Contains(args, "abacus") && (!strings.Contains(stderr, `"abacus"`) || !strings.Contains(stderr, "generic") ||
+			!strings.Contains(stderr, "hint: ")) {
+			t.Errorf("%s: said %q", args, stderr)
+		}
+	}
+}
+
+// The leader is told which kernel a miner uses.
+func TestMinerUsesTheKernelItIsTold(t *testing.T) {
+	environment := filepath.Join(keepOnFailure(t), "environment")
+	in := []string{"--environment", environment, "-o", "json"}
+	service := startProcess(t, append([]string{"webservice", "--zeros", "16"}, in...)...)
+	service.waitEvent(0, "process_started")
+	server := startProcess(t, append([]string{"server"}, in...)...)
+	server.waitEvent(0, "process_started")
+	startProcess(t, append([]string{"miner", "--kernel", "generic", "--threads", "1", "--name", "slow"}, in...)...)
+	eventually(t, "the miner says which kernel it uses", func() string {
+		view, problem := statusOf(t, environment)
+		if problem != "" {
+			return problem
+		}
+		for _, m := range view.Miners {
+			if m.Name == "slow" && m.Kernel == "generic" {
+				return ""
+			}
+		}
+		return "no such miner"
+	})
+}

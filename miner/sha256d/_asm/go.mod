@@ -1,0 +1,3 @@
+module raftmine/miner/sha256d/asm
+
+go 1.26.0

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+)
+
+// lanes puts a graph into registers, one level at a time.
+//
+// Where a value is: in a register, in memory, or both. A register that is needed is taken from the value whose next use
+// is farthest away; that value is written to memory first, unless it is there already or is not used any more. An
+// operand in memory is used from there, since loads are free beside the arithmetic, unless it is needed again soon.
+type lanes struct {
+	*printer
+	homes   map[*node]memory // values in memory: inputs, constants, results of outer levels
+	shared  map[*node]memory // the places for results that inner levels use
+	spilled memory           // the first place for spilled values
+	spills  int              // how many there are of those
+
+	// While a level is written:
+	in    map[*node]int // register
+	holds [vectorRegisters]*node
+	uses  map[*node][]int // indices of instructions, the next one first
+	slot  map[*node]int
+	free  []int // spill places
+	count int   // of spill places
+}
+
+const (
+	vectorRegisters = 16
+	soon            = 8 // instructions
+	vectorBytes     = 32
+)
+
+// slotAt is a spill place.
+func (l *lanes) slotAt(i int) memory { return l.spilled.plus(vectorBytes * i) }
+
+// level writes the instructions of nodes, which are all of one level. It returns the register of result, if that is
+// not nil. Values for inner levels are stored where l.shared says.
+func (l *lanes) level(nodes []*node, result *node) register {
+	l.in, l.uses, l.slot = make(map[*node]int), make(map[*node][]int), make(map[*node]int)
+	l.holds, l.free, l.count = [vectorRegisters]*node{}, nil, 0
+	for i, n := range nodes {
+		for _, operand := range []*node{n.a, n.b} {
+			if operand != nil {
+				l.uses[operand] = append(l.uses[operand], i)
+			}
+		}
+	}
+	if result != nil {
+		l.uses[result] = append(l.uses[result], len(nodes))
+	}
+	for i, n := range nodes {
+		l.instruction(i, n)
+		if to, found := l.shared[n]; found {
+			l.op("VMOVDQU", l.registerOf(n), to)
+			l.homes[n] = to
+			l.release(n)
+		}
+	}
+	l.spills = max(l.spills, l.count)
+	if result == nil {
+		return ""
+	}
+	return l.load(len(nodes), result)
+}
+
+func (l *lanes) registerOf(n *node) register { return ymm(l.in[n]) }
+
+// instruction writes one node.
+func (l *lanes) instruction(i int, n *node) {
+	name := map[operation]string{add: "VPADDD", xor: "VPXOR", and: "VPAND", shiftLeft: "VPSLLD", shiftRight: "VPSRLD"}[n.operation]
+	a := n.a
+	if n.b == nil {
+		source := l.load(i, a)
+		l.used(a, i)
+		l.op(name, int(n.value), source, l.assign(i, n))
+		return
+	}
+	b := n.b
+	if _, found := l.in[a]; !found {
+		a, b = b, a // all operations with two operands are commutative: the second one may be in memory
+	}
+	first := l.load(i, a)
+	var second any
+	if _, found := l.in[b]; found || l.wanted(b, i) {
+		second = l.load(i, b, a)
+		first = l.registerOf(a)
+	} else {
+		second = l.place(b)
+	}
+	if r, found := l.in[b]; found && r >= 8 && second != first {
+		second, first = first, second.(register) // one byte less when the first operand is one of Y0 to Y7
+	}
+	l.used(a, i)
+	l.used(b, i)
+	l.op(name, second, first, l.assign(i, n))
+}
+
+// wanted reports whether n is used again soon after instruction i.
+func (l *lanes) wanted(n *node, i int) bool {
+	u := l.uses[n]
+	return len(u) > 1 && u[1] > i && u[1]-i <= soon
+}
+
+// place is where n is in memory.
+func (l *lanes) place(n *node) memory {
+	if m, found := l.homes[n]; found {
+		return m
+	}
+	if s, found := l.slot[n]; found {
+		return l.slotAt(s)
+	}
+	panic(fmt.Sprintf("a value of operation %d is nowhere", n.operation))
+}
+
+// load returns a register with n, which keeps clear of the registers of the other nodes.
+func (l *lanes) load(i int, n *node, keep ...*node) register {
+	if r, found := l.in[n]; found {
+		return ymm(r)
+	}
+	from := l.place(n)
+	r := l.take(i, keep...)
+	l.in[n], l.holds[r] = r, n
+	l.op("VMOVDQU", from, ymm(r))
+	return ymm(r)
+}
+
+// assign returns a register for the new value n.
+func (l *lanes) assign(i int, n *node) register {
+	r := l.take(i)
+	l.in[n], l.holds[r] = r, n
+	return ymm(r)
+}
+
+// take frees a register.
+func (l *lanes) take(i int, keep ...*node) int {
+	best, farthest := -1, -1
+	for r, n := range l.holds {
+		if n == nil {
+			return r
+		}
+		if slices.Contains(keep, n) {
+			continue
+		}
+		if next := l.uses[n][0]; next > farthest {
+			best, farthest = r, next
+		}
+	}
+	n := l.holds[best]
+	_, home := l.homes[n]
+	_, spilled := l.slot[n]
+	if !home && !spilled {
+		if len(l.free) == 0 {
+			l.free = append(l.free, l.count)
+			l.count++
+		}
+		s := l.free[len(l.free)-1]
+		l.free = l.free[:len(l.free)-1]
+		l.slot[n] = s
+		l.op("VMOVDQU", ymm(best), l.slotAt(s))
+	}
+	delete(l.in, n)
+	l.holds[best] = nil
+	return best
+}
+
+// used counts off the uses of n in instruction i.
+func (l *lanes) used(n *node, i int) {
+	for len(l.uses[n]) > 0 && l.uses[n][0] <= i {
+		l.uses[n] = l.uses[n][1:]
+	}
+	l.release(n)
+}
+
+// release lets go of n when it is not used any more.
+func (l *lanes) release(n *node) {
+	if len(l.uses[n]) > 0 {
+		return
+	}
+	if r, found := l.in[n]; found {
+		l.holds[r] = nil
+		delete(l.in, n)
+	}
+	if s, found := l.slot[n]; found {
+		l.free = append(l.free, s)
+		delete(l.slot, n)
+	}
+}

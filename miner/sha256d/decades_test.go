@@ -1,0 +1,101 @@
+//go:build (amd64 || arm64) && !purego
+
+package sha256d
+
+import (
+	"math"
+	"slices"
+	"testing"
+
+	"raftmine/fsm/pow"
+)
+
+// runLog is a decadeKernel that finds every nonce and notes what it was asked.
+type runLog struct {
+	digits []int
+	counts []int
+	able   bool
+}
+
+func (k *runLog) prepare(_ *Job, digits int) bool {
+	k.digits = append(k.digits, digits)
+	return k.able
+}
+
+func (k *runLog) run(_ uint64, count int, _ uint32) []uint16 {
+	k.counts = append(k.counts, count)
+	hits := make([]uint16, 10*count)
+	for i := range hits {
+		hits[i] = uint16(i)
+	}
+	return hits
+}
+
+// A run cannot be preempted, so it must stay small whatever the call asks for.
+func TestRunsStayShort(t *testing.T) {
+	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 42})
+	for _, r := range []pow.Range{{First: 1, Last: math.MaxUint64}, {First: 10, Last: 10}, {First: 999, Last: 1001}, {First: math.MaxUint64 - 9, Last: math.MaxUint64}} {
+		k := &runLog{able: true}
+		s := newDecadeSearcher(k, 7, 1000)
+		if _, tried := s.Search(job, r, 0, make([]uint64, 5000)); tried == 0 || tried > 1000 {
+			t.Errorf("Search(%s) tried %d nonces, want 1 to 1000", r, tried)
+		}
+		for _, count := range k.counts {
+			if count < 1 || count > 7 {
+				t.Errorf("Search(%s) ran %d decades at a time, want 1 to 7", r, count)
+			}
+		}
+	}
+}
+
+// Nonces of other decades or beyond the range's ends are tried along, but never reported.
+func TestDecadesReportTheirRangeAlone(t *testing.T) {
+	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 42})
+	s := newDecadeSearcher(&runLog{able: true}, 7, 1000)
+	for first := uint64(95); first < 130; first++ {
+		for length := uint64(1); length < 130; length += 3 {
+			r := pow.Range{First: first, Last: first + length - 1}
+			hits := make([]uint64, 200)
+			found, tried := s.Search(job, r, math.MaxUint32, hits)
+			if uint64(found) != length || tried != length || hits[0] != first || hits[found-1] != r.Last {
+				t.Fatalf("Search(%s) found %d and tried %d, want %d: %v", r, found, tried, length, hits[:found])
+			}
+		}
+	}
+}
+
+func TestKernelIsPreparedOnceForEachJobAndDigitCount(t *testing.T) {
+	job, other := NewJob(pow.Work{Timestamp: 1}), NewJob(pow.Work{Timestamp: 2})
+	k := &runLog{able: true}
+	s := newDecadeSearcher(k, 7, 1000)
+	hits := make([]uint64, 500)
+	s.Search(job, pow.Range{First: 50, Last: 120}, 0, hits)
+	s.Search(job, pow.Range{First: 121, Last: 130}, 0, hits)
+	s.Search(other, pow.Range{First: 131, Last: 140}, 0, hits)
+	if want := []int{2, 3, 3}; !slices.Equal(k.digits, want) {
+		t.Errorf("prepared for %v digits, want %v", k.digits, want)
+	}
+}
+
+// When nearly every nonce is a hit, a kernel that tries many at a time would throw most of them away.
+func TestFewNoncesAreTriedWhenNearlyAllAreHits(t *testing.T) {
+	k := &runLog{able: true}
+	s := newDecadeSearcher(k, 64, 10_000)
+	s.Search(NewJob(pow.Work{}), pow.Range{First: 1_000_000, Last: 2_000_000}, math.MaxUint32, make([]uint64, 16))
+	if want := []int{2}; len(k.counts) == 0 || k.counts[0] > 4 {
+		t.Errorf("tried %v decades for 16 hits, want %v", k.counts, want)
+	}
+}
+
+func TestWhatTheKernelCannotDoIsDoneByGeneric(t *testing.T) {
+	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 42})
+	k := &runLog{}
+	s := newDecadeSearcher(k, 64, 10_000)
+	r := pow.Range{First: 1_000, Last: 1_200}
+	if got, want := searchAll(t, s, job, r, 1<<30, 16), referenceHits(job.Work, r, 1<<30); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if len(k.counts) != 0 {
+		t.Error("the kernel was run")
+	}
+}

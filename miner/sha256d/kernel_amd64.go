@@ -1,0 +1,18 @@
+//go:build !purego
+
+package sha256d
+
+import "golang.org/x/sys/cpu"
+
+// machineKernels are the kernels in assembly, the fastest first where they were measured.
+var machineKernels = []Kernel{
+	{Name: "shani", Available: func() bool { return hasSHANI }, New: newSHANI},
+	{Name: "avx2", Available: func() bool { return cpu.X86.HasAVX2 }, New: newAVX2},
+}
+
+// hasSHANI: package cpu looks at what the operating system saves (XCR0) before it says AVX or AVX2. It does not know of
+// the SHA instructions, which use no registers but those of SSE.
+var hasSHANI = cpuidSHA() && cpu.X86.HasAVX && cpu.X86.HasSSE41
+
+// cpuidSHA reports whether the processor has the SHA instructions: CPUID leaf 7, EBX bit 29.
+func cpuidSHA() bool
