@@ -11,8 +11,8 @@ import (
 	"raftmine/fsm"
 )
 
-// ErrReplicaStopped: an entry or a snapshot could not be understood, and nothing was applied after it. Another version
-// of the software may understand it.
+// ErrReplicaStopped: an entry or a snapshot could not be understood, or the history could not be kept, and nothing was
+// applied after it. What an entry says another version of the software may understand.
 var ErrReplicaStopped = errors.New("replica stopped")
 
 // replica is the state machine that Raft drives. After the first entry that it cannot apply it applies nothing more and
@@ -20,6 +20,8 @@ var ErrReplicaStopped = errors.New("replica stopped")
 type replica struct {
 	mu    sync.RWMutex // guards state: Apply and Restore write, View and Snapshot read
 	state *fsm.State
+
+	journal *journal // of what is applied; set before Raft starts. nil: none is kept
 
 	failOnce sync.Once
 	failed   chan struct{} // closed by fail
@@ -39,9 +41,13 @@ func (r *replica) Apply(log *raft.Log) any {
 	}
 	r.mu.Lock()
 	result, err := r.state.Apply(log.Index, log.Term, log.Data)
+	head := r.state.Head()
 	r.mu.Unlock()
+	if err == nil && r.journal != nil {
+		err = r.journal.append(head, log.Data)
+	}
 	if err != nil {
-		// The error says index and format version.
+		// The error says index and format version, or what is wrong with the journal.
 		return r.fail(fmt.Errorf("%w at index %d: %w", ErrReplicaStopped, log.Index, err))
 	}
 	if len(result.Events) > 0 {
@@ -57,7 +63,7 @@ func (r *replica) Snapshot() (raft.FSMSnapshot, error) {
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return persistedSnapshot{r.state.Snapshot()}, nil
+	return persistedSnapshot{r, r.state.Snapshot()}, nil
 }
 
 // Restore implements raft.FSM. The state is replaced whole or not at all.
@@ -69,6 +75,11 @@ func (r *replica) Restore(source io.ReadCloser) error {
 	state, err := fsm.ReadSnapshot(source)
 	if err != nil {
 		return r.fail(fmt.Errorf("%w at a snapshot: %w", ErrReplicaStopped, err))
+	}
+	if r.journal != nil {
+		if err := r.journal.restored(state.Head()); err != nil {
+			return r.fail(fmt.Errorf("%w at a snapshot: %w", ErrReplicaStopped, err))
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -100,10 +111,19 @@ func (r *replica) failure() error {
 	}
 }
 
-type persistedSnapshot struct{ snapshot *fsm.Snapshot }
+type persistedSnapshot struct {
+	replica  *replica
+	snapshot *fsm.Snapshot
+}
 
-// Persist implements raft.FSMSnapshot. Raft closes the sink, or cancels it on an error.
+// Persist implements raft.FSMSnapshot. Raft closes the sink, or cancels it on an error; the history that the snapshot takes
+// the place of in the log is on the disk before.
 func (s persistedSnapshot) Persist(sink raft.SnapshotSink) error {
+	if journal := s.replica.journal; journal != nil {
+		if err := journal.sync(); err != nil {
+			return s.replica.fail(fmt.Errorf("%w at a snapshot: %w", ErrReplicaStopped, err))
+		}
+	}
 	_, err := s.snapshot.WriteTo(sink)
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -154,6 +155,21 @@ func (n *testNet) Leave(ctx context.Context, address string, request LeaveReques
 	return node.HandleLeave(ctx, request)
 }
 
+func (n *testNet) History(ctx context.Context, address string, request HistoryRequest) iter.Seq2[JournalRecord, error] {
+	return func(yield func(JournalRecord, error) bool) {
+		node, err := n.call(ctx, address)
+		if err != nil {
+			yield(JournalRecord{}, err)
+			return
+		}
+		for record, err := range node.HandleHistory(ctx, request) {
+			if !yield(record, err) {
+				return
+			}
+		}
+	}
+}
+
 func (n *testNet) probe(_ context.Context, address string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -170,6 +186,7 @@ type testServer struct {
 	dir      string
 	log      *raft.InmemStore // survives a kill, as a disk does
 	snaps    raft.SnapshotStore
+	peers    PeerClient // nil: net
 	template Config
 	observer *testObserver
 
@@ -229,6 +246,9 @@ func (s *testServer) open(join ...string) error {
 	config.Bootstrap = len(join) == 0
 	config.Join = join
 	config.Peers = s.net
+	if s.peers != nil {
+		config.Peers = s.peers
+	}
 	config.Probe = s.net.probe
 	config.Version = "test"
 	config.Host = fsm.Host{MachineID: "machine", BootID: "boot"}
@@ -298,8 +318,8 @@ type testCluster struct {
 func newTestCluster(t *testing.T, size int, change ...func(*Config)) *testCluster {
 	t.Helper()
 	c := &testCluster{t: t, net: newTestNet()}
+	dir := t.TempDir() // it goes after the servers have ended
 	t.Cleanup(c.close)
-	dir := t.TempDir()
 	for i := range size {
 		s := newTestServer(t, c.net, filepath.Join(dir, fmt.Sprint("server-", i+1)))
 		for _, f := range change {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"time"
@@ -29,6 +30,9 @@ const (
 	DefaultSnapshotThreshold = 8192
 	DefaultTrailingLogs      = 10240
 )
+
+// smallestJournalSegment is a bound that a test may set.
+const smallestJournalSegment = 1 << 10
 
 // Config is what Open needs. Only DataDir, Listener (or Stream and Advertise) and Peers have no default.
 type Config struct {
@@ -73,6 +77,9 @@ type Config struct {
 	SnapshotThreshold uint64
 	TrailingLogs      uint64
 
+	// JournalSegment bounds a file of the journal, in bytes.
+	JournalSegment int64
+
 	// The edges to disk, network and clock, replaced by tests and simulations.
 
 	// Stream, when not nil, carries Raft in place of Listener.
@@ -81,6 +88,10 @@ type Config struct {
 	OpenStores func(dir string, fresh bool, logger *slog.Logger) (*Stores, error)
 	// Probe dials an address and hangs up. It returns an error matching syscall.ECONNREFUSED when the port refuses.
 	Probe func(ctx context.Context, address string) error
+	// openJournalFile, when not nil, is the disk that the journal is written to.
+	openJournalFile func(path string, flag int, mode fs.FileMode) (journalFile, error)
+	// withoutJournal is for measuring what the journal costs.
+	withoutJournal bool
 	// Now is the wall clock.
 	Now func() time.Time
 }
@@ -98,6 +109,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.SnapshotInterval, DefaultSnapshotInterval)
 	setDefault(&c.SnapshotThreshold, DefaultSnapshotThreshold)
 	setDefault(&c.TrailingLogs, DefaultTrailingLogs)
+	setDefault(&c.JournalSegment, DefaultJournalSegment)
 	setDefault(&c.Version, "unknown")
 	if c.Host == (fsm.Host{}) {
 		c.Host = LocalHost()
@@ -144,6 +156,8 @@ func (c Config) Validate() error {
 			c.RaftLease, c.RaftHeartbeat, c.RaftElection)
 	case c.BatchCommands < 1 || c.BatchBytes < 1 || c.InFlight < 1:
 		return errors.New("a bound of group commit is not positive")
+	case c.JournalSegment < smallestJournalSegment:
+		return fmt.Errorf("a journal segment of %d bytes, want at least %d", c.JournalSegment, smallestJournalSegment)
 	case len(c.Version) > fsm.MaxVersion:
 		return fmt.Errorf("software version %q is longer than %d bytes", c.Version, fsm.MaxVersion)
 	case c.BatchCommands > fsm.MaxCommands:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 
 	"raftmine/fsm"
 )
@@ -43,6 +44,8 @@ type PeerClient interface {
 	Heartbeat(ctx context.Context, address string, request HeartbeatRequest) (ServerReport, error)
 	Join(ctx context.Context, address string, request JoinRequest) (JoinReply, error)
 	Leave(ctx context.Context, address string, request LeaveRequest) error
+	// History yields records, and at last an error, if there was one. Data is valid until the next step.
+	History(ctx context.Context, address string, request HistoryRequest) iter.Seq2[JournalRecord, error]
 }
 
 // HeartbeatRequest is what one server tells another each heartbeat interval.
@@ -117,5 +120,6 @@ type Status struct {
 	ComputedLeaderID uint64
 	Voters           []uint64 // ids in the Raft configuration that vote
 	LastIndex        uint64
-	Leading          bool // this server leads and its term's coordinator may run
+	Leading          bool   // this server leads and its term's coordinator may run
+	HistoryMissing   uint64 // records that this server's journal lacks, and asks the others for
 }

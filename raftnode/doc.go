@@ -17,6 +17,13 @@
 // computes the leader, the lowest id that is up, from that table. A Raft leader that is another hands over, at most
 // once a second and less often when that does not help (leadership.go). Safety never rests on this: Raft elects.
 //
+// The history is kept beside Raft's log, which is compacted (journal.go): one record for each applied entry, chained by hash
+// to the one before, as the state's own head is. What is applied again after a restart is compared with it; nothing in it is
+// ever overwritten. It is synced before a snapshot that takes the place of the log. A server that was restored from a snapshot
+// fetches what it lacks from the others while it serves, and takes it only when its chain leads to the snapshot's head
+// (journal_fill.go). What else differs, is damaged, or cannot be written stops the replica. ReadJournal reads a journal, also
+// beside the server that writes it (journal_reader.go).
+//
 // An entry or snapshot that cannot be understood stops the replica: nothing is applied after it, no snapshot passes over
 // it, Run returns why with index and version, and a restart meets it again (adapter.go).
 //
@@ -40,11 +47,15 @@
 //
 // # Disk
 //
-// A data directory holds server.json and lock (datadir.go), raft.db with Raft's log and votes, and snapshots. A server with
+// A data directory holds server.json and lock (datadir.go), raft.db with Raft's log and votes, snapshots, and the journal, whose
+// bytes journal_format.go lays out. One from before there was a journal gets it: of the log, or from the others. A server with
 // an id and without raft.db does not start: it has forgotten its votes. One without an id never ran Raft, so a
 // raft.db there is left from a start that was cut short, and is cleared.
 //
 // # Limits
+//
+// A journal that was cut at a record's end after its last sync cannot be told from one that ended there; the other servers'
+// journals, or the log, can tell. Damage in a segment before the last one is found some time after the start.
 //
 // Detection of a dead leader is Raft's own, by its timeouts. A group of two voters needs both. A disk that stalls is not
 // detected. Which leader a client should ask is in Status, and in *NotLeaderError.

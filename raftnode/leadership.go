@@ -46,6 +46,14 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint
 			n.log.Debug("local environment has damaged entries", "error", err)
 		})
 	})
+	work.Go(func() { n.keepHistory(ctx) })
+	for _, duty := range []func(context.Context) error{n.journal.verify, n.journal.syncOften} {
+		work.Go(func() {
+			if err := duty(ctx); err != nil {
+				_ = n.replica.fail(fmt.Errorf("%w: %w", ErrReplicaStopped, err)) // Run returns it
+			}
+		})
+	}
 	work.Go(func() { n.watchLeadership(ctx, lead) })
 	if n.onlyVoter() {
 		// Nobody else could win or object, so there is nothing to wait for.

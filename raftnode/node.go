@@ -34,6 +34,7 @@ type Node struct {
 	requestID fsm.ID
 
 	stores    *Stores
+	journal   *journal
 	replica   *replica
 	raft      *raft.Raft                // set before Open returns
 	started   atomic.Pointer[raft.Raft] // the same, for those whom Raft itself calls while it starts
@@ -111,6 +112,18 @@ func (n *Node) open(ctx context.Context) error {
 	var err error
 	if n.stores, err = n.config.OpenStores(n.config.DataDir.Path(), fresh, n.log); err != nil {
 		return fmt.Errorf("open raft log: %w", err)
+	}
+	if n.journal, err = openJournal(journalConfig{
+		dataDir:      n.config.DataDir.Path(),
+		clusterID:    n.clusterID,
+		segmentBytes: n.config.JournalSegment,
+		logger:       n.log,
+		open:         n.config.openJournalFile,
+	}); err != nil {
+		return err
+	}
+	if !n.config.withoutJournal {
+		n.replica.journal = n.journal
 	}
 	n.openTransport()
 	raftConfig := n.raftConfig()
@@ -287,6 +300,9 @@ func (n *Node) release() error {
 	if ended != nil {
 		errs = append(errs, ended.Error())
 	}
+	if n.journal != nil { // nothing is applied any more
+		errs = append(errs, n.journal.close())
+	}
 	if n.stores != nil {
 		errs = append(errs, n.stores.Close())
 	}
@@ -424,6 +440,8 @@ func (n *Node) Status() Status {
 		LeaderID:  serverID(leader),
 		LastIndex: n.raft.LastIndex(),
 		Leading:   n.term.Load() != 0,
+
+		HistoryMissing: n.journal.missing(),
 	}
 	if status.LeaderID != 0 {
 		status.LeaderAddress = n.book.address(status.LeaderID)

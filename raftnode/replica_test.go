@@ -156,6 +156,12 @@ func TestLogOfAnotherClusterStopsTheReplica(t *testing.T) {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
+		if err := s.open(); !errors.Is(err, ErrForeignCluster) || !strings.Contains(err.Error(), journalFolder) {
+			t.Errorf("open on the journal of another cluster: %v", err)
+		}
+		if err := os.RemoveAll(filepath.Join(s.dir, journalFolder)); err != nil {
+			t.Fatal(err)
+		}
 		s.start()
 		err = <-s.ran
 		s.ran <- err

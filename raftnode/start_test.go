@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -63,6 +64,14 @@ func (d *directPeers) Leave(ctx context.Context, address string, request LeaveRe
 		return err
 	}
 	return node.HandleLeave(ctx, request)
+}
+
+func (d *directPeers) History(ctx context.Context, address string, request HistoryRequest) iter.Seq2[JournalRecord, error] {
+	node, err := d.get(address)
+	if err != nil {
+		return func(yield func(JournalRecord, error) bool) { yield(JournalRecord{}, err) }
+	}
+	return node.HandleHistory(ctx, request)
 }
 
 // local is a local environment with servers on real sockets and real disks.
@@ -326,20 +335,21 @@ func TestDamagedOrMissingLogIsNamed(t *testing.T) {
 
 func BenchmarkPropose(b *testing.B) {
 	for _, callers := range []int{1, 64, 1000} {
-		b.Run(fmt.Sprint(callers), func(b *testing.B) {
-			benchmarkPropose(b, callers)
-		})
+		b.Run(fmt.Sprint(callers), func(b *testing.B) { benchmarkPropose(b, callers, false) })
+		b.Run(fmt.Sprint(callers, "-without-journal"), func(b *testing.B) { benchmarkPropose(b, callers, true) })
 	}
 }
 
 // benchmarkPropose measures one server with fsync; followers beside it are measured end to end.
-func benchmarkPropose(b *testing.B, callers int) {
+func benchmarkPropose(b *testing.B, callers int, withoutJournal bool) {
 	env, err := registry.Open(filepath.Join(b.TempDir(), "env"))
 	if err != nil {
 		b.Fatal(err)
 	}
 	peers := &directPeers{nodes: make(map[string]*Node)}
-	node, err := Start(context.Background(), StartConfig{Config: Config{Environment: env, Peers: peers}})
+	node, err := Start(context.Background(), StartConfig{Config: Config{
+		Environment: env, Peers: peers, withoutJournal: withoutJournal,
+	}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -59,6 +59,44 @@ func (p *peerService) Leave(ctx context.Context, request *pb.LeaveRequest) (*pb.
 	return &pb.LeaveResponse{}, nil
 }
 
+// historyBatch is how many bytes of records are put into one message, but for its last record. Tuning.
+const historyBatch = 256 << 10
+
+// History implements PeerService.
+func (p *peerService) History(
+	request *pb.HistoryRequest, stream grpc.ServerStreamingServer[pb.HistoryResponse],
+) error {
+	in, err := historyRequestFrom(request)
+	if err != nil {
+		return toStatus(err)
+	}
+	// A message that was sent is not touched again: gRPC may hold on to it.
+	response, size := &pb.HistoryResponse{}, 0
+	send := func() error {
+		if size == 0 {
+			return nil
+		}
+		full := response
+		response, size = &pb.HistoryResponse{}, 0
+		return stream.Send(full)
+	}
+	for record, err := range p.node.HandleHistory(stream.Context(), in) {
+		if err != nil {
+			if sendErr := send(); sendErr != nil {
+				return sendErr
+			}
+			return toStatus(err)
+		}
+		response.Records = append(response.Records, historyRecordTo(record))
+		if size += len(record.Data) + historyRecordBytes; size >= historyBatch {
+			if err := send(); err != nil {
+				return err
+			}
+		}
+	}
+	return send()
+}
+
 // clusterService answers people and scripts.
 type clusterService struct {
 	pb.UnimplementedClusterServiceServer

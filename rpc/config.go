@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"time"
 
@@ -34,6 +35,7 @@ type Node interface {
 	HandleHeartbeat(request raftnode.HeartbeatRequest) (raftnode.ServerReport, error)
 	HandleJoin(ctx context.Context, request raftnode.JoinRequest) (raftnode.JoinReply, error)
 	HandleLeave(ctx context.Context, request raftnode.LeaveRequest) error
+	HandleHistory(ctx context.Context, request raftnode.HistoryRequest) iter.Seq2[raftnode.JournalRecord, error]
 	StopCluster(ctx context.Context, reason string) error
 	// View calls read with the applied state, which does not change until read returns.
 	View(read func(fsm.View))

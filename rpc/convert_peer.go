@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"bytes"
+
 	"raftmine/fsm"
 	"raftmine/raftnode"
 	pb "raftmine/rpc/raftminepb"
@@ -146,6 +148,62 @@ func joinResponseFrom(response *pb.JoinResponse) (raftnode.JoinReply, error) {
 		out.Servers = append(out.Servers, raftnode.ServerAddress{ServerID: server.GetServerId(), Address: server.GetAddress()})
 	}
 	return out, nil
+}
+
+// historyRecordBytes is about what a record takes in a message beside its data.
+const historyRecordBytes = 64
+
+func historyRequestTo(request raftnode.HistoryRequest) *pb.HistoryRequest {
+	return &pb.HistoryRequest{
+		ClusterId: request.ClusterID, AfterIndex: request.AfterIndex, LastIndex: request.LastIndex,
+	}
+}
+
+func historyRequestFrom(request *pb.HistoryRequest) (raftnode.HistoryRequest, error) {
+	const name = "HistoryRequest"
+	out := raftnode.HistoryRequest{
+		ClusterID: request.GetClusterId(), AfterIndex: request.GetAfterIndex(), LastIndex: request.GetLastIndex(),
+	}
+	if out.LastIndex != 0 && out.LastIndex <= out.AfterIndex {
+		return raftnode.HistoryRequest{}, fieldError(name, "last_index", "is %d, want more than after_index, %d",
+			out.LastIndex, out.AfterIndex)
+	}
+	return out, checkText(name, "cluster_id", out.ClusterID, fsm.MaxClusterID)
+}
+
+// historyRecordTo copies the data, which is the reader's.
+func historyRecordTo(record raftnode.JournalRecord) *pb.HistoryRecord {
+	return &pb.HistoryRecord{
+		Index: record.Index, Term: record.Term, Data: bytes.Clone(record.Data), Chain: bytes.Clone(record.Chain[:]),
+	}
+}
+
+// historyResponseFrom does not look at the order of records, which is the receiver's to check, with their chain.
+func historyResponseFrom(response *pb.HistoryResponse) ([]raftnode.JournalRecord, error) {
+	const name = "HistoryRecord"
+	if len(response.GetRecords()) == 0 {
+		return nil, malformed("HistoryResponse has no records")
+	}
+	records := make([]raftnode.JournalRecord, len(response.GetRecords()))
+	for i, record := range response.GetRecords() {
+		if err := checkPositive(name, "index", record.GetIndex()); err != nil {
+			return nil, err
+		}
+		if err := checkPositive(name, "term", record.GetTerm()); err != nil {
+			return nil, err
+		}
+		if len(record.GetData()) > fsm.MaxEntrySize {
+			return nil, fieldError(name, "data", "has %d bytes, want at most %d", len(record.GetData()), fsm.MaxEntrySize)
+		}
+		chain, err := hashFrom(name, "chain", record.GetChain())
+		if err != nil {
+			return nil, err
+		}
+		records[i] = raftnode.JournalRecord{
+			Index: record.GetIndex(), Term: record.GetTerm(), Data: record.GetData(), Chain: chain,
+		}
+	}
+	return records, nil
 }
 
 func leaveRequestTo(request raftnode.LeaveRequest) *pb.LeaveRequest {

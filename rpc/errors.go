@@ -45,6 +45,8 @@ var errorTable = []struct {
 	{raftnode.ErrReplicaStopped, codes.Unavailable, "REPLICA_STOPPED"},
 	{raftnode.ErrForeignCluster, codes.FailedPrecondition, "FOREIGN_CLUSTER"},
 	{raftnode.ErrJoinRefused, codes.InvalidArgument, "JOIN_REFUSED"},
+	{raftnode.ErrHistoryGap, codes.NotFound, "HISTORY_GAP"},
+	{raftnode.ErrJournalDamaged, codes.DataLoss, "JOURNAL_DAMAGED"},
 	{coordinator.ErrNotLeader, codes.Unavailable, "LEADERSHIP_LOST"},
 	{coordinator.ErrOutcomeUnknown, codes.Unavailable, "ANSWER_UNKNOWN"},
 	{coordinator.ErrMinerRefused, codes.PermissionDenied, "MINER_REFUSED"},

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"iter"
 	"net"
 	"os"
 	"sync"
@@ -49,6 +50,7 @@ type fakeNode struct {
 	beats    []raftnode.HeartbeatRequest
 	joins    []raftnode.JoinRequest
 	leaves   []raftnode.LeaveRequest
+	history  func(context.Context, raftnode.HistoryRequest, func(raftnode.JournalRecord, error) bool)
 	reasons  []string
 	panicked bool // Status panics
 }
@@ -132,6 +134,12 @@ func (n *fakeNode) HandleLeave(_ context.Context, request raftnode.LeaveRequest)
 	defer n.mu.Unlock()
 	n.leaves = append(n.leaves, request)
 	return n.err
+}
+
+func (n *fakeNode) HandleHistory(
+	ctx context.Context, request raftnode.HistoryRequest,
+) iter.Seq2[raftnode.JournalRecord, error] {
+	return func(yield func(raftnode.JournalRecord, error) bool) { n.history(ctx, request, yield) }
 }
 
 func (n *fakeNode) StopCluster(_ context.Context, reason string) error {

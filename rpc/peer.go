@@ -2,7 +2,10 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"iter"
 
 	"google.golang.org/grpc"
 
@@ -57,6 +60,45 @@ func (c *PeerClient) Leave(ctx context.Context, address string, request raftnode
 		return err
 	})
 	return wrapped("leave through", err)
+}
+
+// History implements raftnode.PeerClient. It ends with ctx, with the answer, or when the caller stops.
+func (c *PeerClient) History(
+	ctx context.Context, address string, request raftnode.HistoryRequest,
+) iter.Seq2[raftnode.JournalRecord, error] {
+	return func(yield func(raftnode.JournalRecord, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stopped := false
+		err := c.pool.call(ctx, address, func(conn *grpc.ClientConn) error {
+			stream, err := pb.NewPeerServiceClient(conn).History(ctx, historyRequestTo(request))
+			if err != nil {
+				return err
+			}
+			for {
+				response, err := stream.Recv()
+				if errors.Is(err, io.EOF) {
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				records, err := historyResponseFrom(response)
+				if err != nil {
+					return err
+				}
+				for _, record := range records {
+					if !yield(record, nil) {
+						stopped = true
+						return nil
+					}
+				}
+			}
+		})
+		if err != nil && !stopped {
+			yield(raftnode.JournalRecord{}, wrapped("history of", err))
+		}
+	}
 }
 
 // wrapped puts what was tried before an error; nil stays nil.

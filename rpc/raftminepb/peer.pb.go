@@ -305,6 +305,179 @@ func (*LeaveResponse) Descriptor() ([]byte, []int) {
 	return file_raftmine_v1_peer_proto_rawDescGZIP(), []int{4}
 }
 
+type HistoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`     // empty: whichever it is
+	AfterIndex    uint64                 `protobuf:"varint,2,opt,name=after_index,json=afterIndex,proto3" json:"after_index,omitempty"` // only records with a greater index
+	LastIndex     uint64                 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`    // and none with a greater one than this; 0: up to the end
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRequest) Reset() {
+	*x = HistoryRequest{}
+	mi := &file_raftmine_v1_peer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRequest) ProtoMessage() {}
+
+func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmine_v1_peer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
+func (*HistoryRequest) Descriptor() ([]byte, []int) {
+	return file_raftmine_v1_peer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HistoryRequest) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *HistoryRequest) GetAfterIndex() uint64 {
+	if x != nil {
+		return x.AfterIndex
+	}
+	return 0
+}
+
+func (x *HistoryRequest) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+type HistoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Records       []*HistoryRecord       `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"` // at least one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryResponse) Reset() {
+	*x = HistoryResponse{}
+	mi := &file_raftmine_v1_peer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryResponse) ProtoMessage() {}
+
+func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmine_v1_peer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
+func (*HistoryResponse) Descriptor() ([]byte, []int) {
+	return file_raftmine_v1_peer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *HistoryResponse) GetRecords() []*HistoryRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+// HistoryRecord is one applied log entry.
+type HistoryRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`   // as stored in the log
+	Chain         []byte                 `protobuf:"bytes,4,opt,name=chain,proto3" json:"chain,omitempty"` // 32 bytes: SHA-256 of the chain before, index, term, length of data (8 bytes big endian each) and data
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRecord) Reset() {
+	*x = HistoryRecord{}
+	mi := &file_raftmine_v1_peer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRecord) ProtoMessage() {}
+
+func (x *HistoryRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmine_v1_peer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRecord.ProtoReflect.Descriptor instead.
+func (*HistoryRecord) Descriptor() ([]byte, []int) {
+	return file_raftmine_v1_peer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HistoryRecord) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *HistoryRecord) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *HistoryRecord) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *HistoryRecord) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
 // NotLeader is the detail of a FAILED_PRECONDITION error: who leads instead.
 type NotLeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -316,7 +489,7 @@ type NotLeader struct {
 
 func (x *NotLeader) Reset() {
 	*x = NotLeader{}
-	mi := &file_raftmine_v1_peer_proto_msgTypes[5]
+	mi := &file_raftmine_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +501,7 @@ func (x *NotLeader) String() string {
 func (*NotLeader) ProtoMessage() {}
 
 func (x *NotLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmine_v1_peer_proto_msgTypes[5]
+	mi := &file_raftmine_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +514,7 @@ func (x *NotLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotLeader.ProtoReflect.Descriptor instead.
 func (*NotLeader) Descriptor() ([]byte, []int) {
-	return file_raftmine_v1_peer_proto_rawDescGZIP(), []int{5}
+	return file_raftmine_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NotLeader) GetLeaderId() uint64 {
@@ -384,14 +557,29 @@ const file_raftmine_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\x04R\bserverId\"\x0f\n" +
-	"\rLeaveResponse\"O\n" +
+	"\rLeaveResponse\"o\n" +
+	"\x0eHistoryRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1f\n" +
+	"\vafter_index\x18\x02 \x01(\x04R\n" +
+	"afterIndex\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x03 \x01(\x04R\tlastIndex\"G\n" +
+	"\x0fHistoryResponse\x124\n" +
+	"\arecords\x18\x01 \x03(\v2\x1a.raftmine.v1.HistoryRecordR\arecords\"c\n" +
+	"\rHistoryRecord\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x14\n" +
+	"\x05chain\x18\x04 \x01(\fR\x05chain\"O\n" +
 	"\tNotLeader\x12\x1b\n" +
 	"\tleader_id\x18\x01 \x01(\x04R\bleaderId\x12%\n" +
-	"\x0eleader_address\x18\x02 \x01(\tR\rleaderAddress2\xd3\x01\n" +
+	"\x0eleader_address\x18\x02 \x01(\tR\rleaderAddress2\x9b\x02\n" +
 	"\vPeerService\x12G\n" +
 	"\tHeartbeat\x12\x1d.raftmine.v1.HeartbeatRequest\x1a\x1b.raftmine.v1.HeartbeatReply\x12;\n" +
 	"\x04Join\x12\x18.raftmine.v1.JoinRequest\x1a\x19.raftmine.v1.JoinResponse\x12>\n" +
-	"\x05Leave\x12\x19.raftmine.v1.LeaveRequest\x1a\x1a.raftmine.v1.LeaveResponseB$Z\"raftmine/rpc/raftminepb;raftminepbb\x06proto3"
+	"\x05Leave\x12\x19.raftmine.v1.LeaveRequest\x1a\x1a.raftmine.v1.LeaveResponse\x12F\n" +
+	"\aHistory\x12\x1b.raftmine.v1.HistoryRequest\x1a\x1c.raftmine.v1.HistoryResponse0\x01B$Z\"raftmine/rpc/raftminepb;raftminepbb\x06proto3"
 
 var (
 	file_raftmine_v1_peer_proto_rawDescOnce sync.Once
@@ -405,30 +593,36 @@ func file_raftmine_v1_peer_proto_rawDescGZIP() []byte {
 	return file_raftmine_v1_peer_proto_rawDescData
 }
 
-var file_raftmine_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_raftmine_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_raftmine_v1_peer_proto_goTypes = []any{
 	(*JoinRequest)(nil),      // 0: raftmine.v1.JoinRequest
 	(*JoinResponse)(nil),     // 1: raftmine.v1.JoinResponse
 	(*ServerAddress)(nil),    // 2: raftmine.v1.ServerAddress
 	(*LeaveRequest)(nil),     // 3: raftmine.v1.LeaveRequest
 	(*LeaveResponse)(nil),    // 4: raftmine.v1.LeaveResponse
-	(*NotLeader)(nil),        // 5: raftmine.v1.NotLeader
-	(*HeartbeatRequest)(nil), // 6: raftmine.v1.HeartbeatRequest
-	(*HeartbeatReply)(nil),   // 7: raftmine.v1.HeartbeatReply
+	(*HistoryRequest)(nil),   // 5: raftmine.v1.HistoryRequest
+	(*HistoryResponse)(nil),  // 6: raftmine.v1.HistoryResponse
+	(*HistoryRecord)(nil),    // 7: raftmine.v1.HistoryRecord
+	(*NotLeader)(nil),        // 8: raftmine.v1.NotLeader
+	(*HeartbeatRequest)(nil), // 9: raftmine.v1.HeartbeatRequest
+	(*HeartbeatReply)(nil),   // 10: raftmine.v1.HeartbeatReply
 }
 var file_raftmine_v1_peer_proto_depIdxs = []int32{
-	2, // 0: raftmine.v1.JoinResponse.servers:type_name -> raftmine.v1.ServerAddress
-	6, // 1: raftmine.v1.PeerService.Heartbeat:input_type -> raftmine.v1.HeartbeatRequest
-	0, // 2: raftmine.v1.PeerService.Join:input_type -> raftmine.v1.JoinRequest
-	3, // 3: raftmine.v1.PeerService.Leave:input_type -> raftmine.v1.LeaveRequest
-	7, // 4: raftmine.v1.PeerService.Heartbeat:output_type -> raftmine.v1.HeartbeatReply
-	1, // 5: raftmine.v1.PeerService.Join:output_type -> raftmine.v1.JoinResponse
-	4, // 6: raftmine.v1.PeerService.Leave:output_type -> raftmine.v1.LeaveResponse
-	4, // [4:7] is the sub-list for method output_type
-	1, // [1:4] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	2,  // 0: raftmine.v1.JoinResponse.servers:type_name -> raftmine.v1.ServerAddress
+	7,  // 1: raftmine.v1.HistoryResponse.records:type_name -> raftmine.v1.HistoryRecord
+	9,  // 2: raftmine.v1.PeerService.Heartbeat:input_type -> raftmine.v1.HeartbeatRequest
+	0,  // 3: raftmine.v1.PeerService.Join:input_type -> raftmine.v1.JoinRequest
+	3,  // 4: raftmine.v1.PeerService.Leave:input_type -> raftmine.v1.LeaveRequest
+	5,  // 5: raftmine.v1.PeerService.History:input_type -> raftmine.v1.HistoryRequest
+	10, // 6: raftmine.v1.PeerService.Heartbeat:output_type -> raftmine.v1.HeartbeatReply
+	1,  // 7: raftmine.v1.PeerService.Join:output_type -> raftmine.v1.JoinResponse
+	4,  // 8: raftmine.v1.PeerService.Leave:output_type -> raftmine.v1.LeaveResponse
+	6,  // 9: raftmine.v1.PeerService.History:output_type -> raftmine.v1.HistoryResponse
+	6,  // [6:10] is the sub-list for method output_type
+	2,  // [2:6] is the sub-list for method input_type
+	2,  // [2:2] is the sub-list for extension type_name
+	2,  // [2:2] is the sub-list for extension extendee
+	0,  // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_raftmine_v1_peer_proto_init() }
@@ -443,7 +637,7 @@ func file_raftmine_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftmine_v1_peer_proto_rawDesc), len(file_raftmine_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

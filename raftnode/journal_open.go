@@ -1,0 +1,237 @@
+package raftnode
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"raftmine/fsm"
+)
+
+// openJournal opens the journal of a data directory that this process has locked, and makes it when there is none. A torn
+// tail is cut. It reads the last segment whole, and of the others where they begin and end: verify reads the rest.
+func openJournal(config journalConfig) (_ *journal, err error) {
+	if config.open == nil {
+		config.open = func(path string, flag int, mode fs.FileMode) (journalFile, error) {
+			return os.OpenFile(path, flag, mode)
+		}
+	}
+	j := &journal{config: config, dir: filepath.Join(config.dataDir, journalFolder)}
+	j.gapped, j.grown = make(chan struct{}, 1), make(chan struct{}, 1)
+	if err := os.MkdirAll(j.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make journal: %w", err)
+	}
+	if err := j.tidy(); err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	synced, err := readSynced(j.dir)
+	if err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	j.marked = synced.Records
+	if err := j.load(synced); errors.Is(err, ErrJournalDamaged) {
+		return nil, fmt.Errorf("open journal: %w; restore it, or move %s away to fetch the history from other servers",
+			err, j.dir)
+	} else if err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	if len(j.segments) > 0 {
+		last := j.segments[len(j.segments)-1].path
+		if j.out, err = config.open(last, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+			return nil, fmt.Errorf("open journal: %w", err)
+		}
+	}
+	poke(j.gapped)
+	return j, nil
+}
+
+// tidy removes what a killed server left unfinished.
+func (j *journal) tidy() error {
+	entries, err := os.ReadDir(j.dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), ".") || strings.HasSuffix(entry.Name(), fetchedSuffix) {
+			if err := os.Remove(filepath.Join(j.dir, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (j *journal) load(synced fsm.Head) error {
+	paths, err := segmentPaths(j.dir)
+	if err != nil {
+		return err
+	}
+	var end fsm.Head
+	for i, path := range paths {
+		s, size, err := j.loadSegment(path, i == len(paths)-1, synced)
+		if err != nil {
+			return err
+		}
+		if err := s.follows(end); err != nil {
+			return &JournalError{Path: path, Err: err}
+		}
+		j.segments, j.size, end = append(j.segments, s), size, s.end
+	}
+	if end.Records < synced.Records {
+		return fmt.Errorf("%s: %w: it ends at record %d, and %d were on the disk", j.dir, ErrJournalDamaged,
+			end.Records, synced.Records)
+	}
+	return nil
+}
+
+// follows says why a segment cannot come after the one that ends at end.
+func (s segment) follows(end fsm.Head) error {
+	switch {
+	case s.base == end, s.base.Records > end.Records && s.base.Index > end.Index && s.base.Term >= end.Term && !s.continues:
+		return nil
+	case s.base.Records > end.Records:
+		return fmt.Errorf("%w: it begins after record %d of index %d, and the segment before it ends at record %d of index %d",
+			ErrJournalDamaged, s.base.Records, s.base.Index, end.Records, end.Index)
+	}
+	return fmt.Errorf("%w: it begins after record %d, index %d, chain %s, and the segment before it ends with record %d, index %d, chain %s",
+		ErrJournalDamaged, s.base.Records, s.base.Index, s.base.Hash, end.Records, end.Index, end.Hash)
+}
+
+// loadSegment finds where a segment ends. The last one is read, and cut where its tail is torn.
+func (j *journal) loadSegment(path string, last bool, synced fsm.Head) (s segment, size int64, err error) {
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return s, 0, err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	info, err := file.Stat()
+	if err != nil {
+		return s, 0, err
+	}
+	r, err := newSegmentReader(path, file)
+	if err != nil {
+		return s, 0, err
+	}
+	if err := r.of(j.config.clusterID); err != nil {
+		return s, 0, err
+	}
+	s = segment{path: path, continues: r.header.continues, base: r.header.base}
+	if !last {
+		s.end, err = readEnd(path, file, info.Size(), s.base)
+		return s, info.Size(), err
+	}
+	for {
+		_, err := r.next()
+		if err == nil {
+			if r.head.Records == synced.Records && r.head != synced {
+				return s, 0, r.wrong(fmt.Errorf("%w: the record before is not the one that was synced", ErrJournalDamaged))
+			}
+			continue
+		}
+		s.end = r.head
+		if errors.Is(err, io.EOF) {
+			return s, r.offset, nil
+		}
+		torn := errors.Is(err, errTornRecord) || errors.Is(err, ErrJournalDamaged)
+		if !torn || r.head.Records < synced.Records {
+			if errors.Is(err, errTornRecord) {
+				err = r.wrong(fmt.Errorf("%w: %w", ErrJournalDamaged, err))
+			}
+			return s, 0, err
+		}
+		// Not synced, so still in the Raft log.
+		j.config.logger.Warn("journal's torn tail cut", "path", path, "offset", r.offset, "bytes", info.Size()-r.offset,
+			"after_index", r.head.Index, "cause", err)
+		if err := errors.Join(file.Truncate(r.offset), file.Sync()); err != nil {
+			return s, 0, err
+		}
+		return s, r.offset, nil
+	}
+}
+
+// of refuses another cluster's segment.
+func (r *segmentReader) of(clusterID string) error {
+	if r.header.clusterID != clusterID {
+		return &JournalError{Path: r.path, Err: fmt.Errorf("it is of cluster %s, this is %s: %w",
+			r.header.clusterID, clusterID, ErrForeignCluster)}
+	}
+	return nil
+}
+
+// readEnd reads the last record of a segment; without one the end is the base.
+func readEnd(path string, file io.ReaderAt, size int64, base fsm.Head) (end fsm.Head, err error) {
+	if size == segmentHeaderSize {
+		return base, nil
+	}
+	wrong := func(offset int64, err error) (fsm.Head, error) {
+		return fsm.Head{}, &JournalError{Path: path, Offset: offset, Record: base.Records + 1, Index: base.Index + 1,
+			Err: fmt.Errorf("its last record: %w", err)}
+	}
+	tail := make([]byte, 4)
+	if size < segmentHeaderSize+recordHeadSize+recordTailSize {
+		return wrong(segmentHeaderSize, fmt.Errorf("%w: it is cut off", ErrJournalDamaged))
+	}
+	if _, err := file.ReadAt(tail, size-4); err != nil {
+		return wrong(size-4, err)
+	}
+	length := int64(tail[0])<<24 | int64(tail[1])<<16 | int64(tail[2])<<8 | int64(tail[3])
+	start := size - recordHeadSize - recordTailSize - length
+	if start < segmentHeaderSize || length > fsm.MaxEntrySize {
+		return wrong(size-4, fmt.Errorf("%w: it is cut off, or its last bytes are wrong", ErrJournalDamaged))
+	}
+	data := make([]byte, size-start)
+	if _, err := file.ReadAt(data, start); err != nil {
+		return wrong(start, err)
+	}
+	head, err := parseRecordHead(data)
+	if err == nil && int64(head.length) != length {
+		err = fmt.Errorf("%w: its length is %d at its beginning and %d at its end", ErrJournalDamaged, head.length, length)
+	}
+	var record JournalRecord
+	if err == nil {
+		record, err = head.parse(data)
+	}
+	if err == nil && (head.number <= base.Records || head.index <= base.Index || head.term < base.Term) {
+		err = fmt.Errorf("%w: record %d of index %d comes before the segment's first", ErrJournalDamaged, head.number, head.index)
+	}
+	if err != nil {
+		return wrong(start, err)
+	}
+	return fsm.Head{Records: head.number, Index: head.index, Term: head.term, Hash: record.Chain}, nil
+}
+
+// segmentPaths lists the segments of a journal folder, in order.
+func segmentPaths(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir) // sorted by name
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, entry := range entries {
+		if strings.HasSuffix(entry.Name(), segmentSuffix) && !strings.HasPrefix(entry.Name(), ".") {
+			paths = append(paths, filepath.Join(dir, entry.Name()))
+		}
+	}
+	return paths, nil
+}
+
+// readSynced returns what the file "synced" says; zero without one.
+func readSynced(dir string) (fsm.Head, error) {
+	path := filepath.Join(dir, syncedFileName)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fsm.Head{}, nil
+	}
+	if err != nil {
+		return fsm.Head{}, err
+	}
+	h, err := parseHeader(data, syncedMagic)
+	if err != nil {
+		return fsm.Head{}, &JournalError{Path: path, Err: err}
+	}
+	return h.base, nil
+}

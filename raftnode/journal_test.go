@@ -1,0 +1,554 @@
+package raftnode
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+
+	"raftmine/fsm"
+)
+
+const testSegment = 2 << 10 // a few records
+
+// testHistory is a history of n records, without the state that made them.
+type testHistory struct {
+	heads []fsm.Head // heads[k] is after k records
+	data  [][]byte   // data[k] is that of record k+1
+}
+
+func newTestHistory(n int) testHistory { return newHistoryOf(n, 300) }
+
+// newHistoryOf makes n records of 1 to size bytes.
+func newHistoryOf(n, size int) testHistory {
+	random := rand.New(rand.NewPCG(1, 2))
+	h := testHistory{heads: []fsm.Head{{}}}
+	var head fsm.Head
+	for range n {
+		data := make([]byte, 1+random.IntN(size))
+		for i := range data {
+			data[i] = byte(random.Uint32())
+		}
+		head = head.Next(head.Index+1+random.Uint64N(3), max(1, head.Term)+random.Uint64N(2), data)
+		h.heads, h.data = append(h.heads, head), append(h.data, data)
+	}
+	return h
+}
+
+func (h testHistory) record(k int) JournalRecord {
+	head := h.heads[k+1]
+	return JournalRecord{Index: head.Index, Term: head.Term, Data: h.data[k], Chain: head.Hash}
+}
+
+// quickDir returns a folder in memory where there is one: these tests do not pull the plug, and a disk that works for others
+// takes its time to sync.
+func quickDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "raftmine-journal-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// openTestJournal opens the journal under a data directory without an identity.
+func openTestJournal(dir string, change ...func(*journalConfig)) (*journal, error) {
+	config := journalConfig{dataDir: dir, clusterID: "test-cluster", segmentBytes: testSegment, logger: discard()}
+	for _, f := range change {
+		f(&config)
+	}
+	return openJournal(config)
+}
+
+func mustOpenJournal(t testing.TB, dir string, change ...func(*journalConfig)) *journal {
+	t.Helper()
+	j, err := openTestJournal(dir, change...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = errors.Join(j.fail(fs.ErrClosed), j.close()) }) // without a sync
+	return j
+}
+
+// apply gives the journal the records from+1 to to.
+func (h testHistory) apply(j *journal, from, to int) error {
+	for k := from; k < to; k++ {
+		if err := j.append(h.heads[k+1], h.data[k]); err != nil {
+			return fmt.Errorf("record %d: %w", k+1, err)
+		}
+	}
+	return nil
+}
+
+func (h testHistory) mustApply(t testing.TB, j *journal, from, to int) {
+	t.Helper()
+	if err := h.apply(j, from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// read returns how many records come, all of which must be those of h after skip, and the error behind them.
+func (h testHistory) read(t testing.TB, dir string, skip int) (count int, end error) {
+	t.Helper()
+	reader, err := ReadJournal(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	for record, err := range reader.After(h.heads[skip].Index) {
+		if err != nil {
+			return count, err
+		}
+		want := h.record(skip + count)
+		if record.Index != want.Index || record.Term != want.Term || record.Chain != want.Chain ||
+			!bytes.Equal(record.Data, want.Data) {
+			t.Fatalf("record %d reads as index %d, term %d, %d bytes", skip+count+1, record.Index, record.Term, len(record.Data))
+		}
+		count++
+	}
+	return count, nil
+}
+
+func (h testHistory) wantWhole(t testing.TB, dir string, n int) {
+	t.Helper()
+	if count, err := h.read(t, dir, 0); count != n || err != nil {
+		t.Fatalf("%d records read, then %v; want %d", count, err, n)
+	}
+}
+
+// journalFiles returns the content of every file of a journal.
+func journalFiles(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	files := make(map[string]string)
+	paths, err := filepath.Glob(filepath.Join(dir, journalFolder, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[filepath.Base(path)] = string(content)
+	}
+	return files
+}
+
+func segments(t testing.TB, dir string) []string {
+	t.Helper()
+	paths, err := segmentPaths(filepath.Join(dir, journalFolder))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return paths
+}
+
+func sameFiles(t testing.TB, before, after map[string]string) {
+	t.Helper()
+	if len(before) != len(after) {
+		t.Errorf("%d files became %d", len(before), len(after))
+	}
+	for name, content := range before {
+		if after[name] != content {
+			t.Errorf("%s changed, from %d bytes to %d", name, len(content), len(after[name]))
+		}
+	}
+}
+
+func TestHistoryComesBackAsItWasWritten(t *testing.T) {
+	const n = 100
+	h, dir := newTestHistory(n), quickDir(t)
+	for k := range 5 { // with restarts, from snapshots of the end
+		j := mustOpenJournal(t, dir)
+		if k > 0 {
+			if err := j.restored(h.heads[k*n/5]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.mustApply(t, j, k*n/5, (k+1)*n/5)
+		h.wantWhole(t, dir, (k+1)*n/5) // also while it is open
+		if err := j.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.wantWhole(t, dir, n)
+	if count := len(segments(t, dir)); count < 5 {
+		t.Errorf("%d segments of at most %d bytes", count, testSegment)
+	}
+	for skip := range n {
+		if count, err := h.read(t, dir, skip); count != n-skip || err != nil {
+			t.Fatalf("after record %d: %d records, then %v", skip, count, err)
+		}
+	}
+	j := mustOpenJournal(t, dir)
+	if err := j.verify(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if j.missing() != 0 {
+		t.Errorf("%d records are missing", j.missing())
+	}
+}
+
+func TestEntriesAppliedAgainAreComparedAndNotWritten(t *testing.T) {
+	const n = 60
+	h, dir := newTestHistory(n+1), quickDir(t)
+	j := mustOpenJournal(t, dir)
+	h.mustApply(t, j, 0, n)
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	before := journalFiles(t, dir)
+	for snapshot := range n + 1 {
+		j := mustOpenJournal(t, dir)
+		if snapshot > 0 {
+			if err := j.restored(h.heads[snapshot]); err != nil {
+				t.Fatalf("snapshot of record %d: %v", snapshot, err)
+			}
+		}
+		h.mustApply(t, j, snapshot, n)
+		// And back again, as when a snapshot is installed that the server was ahead of.
+		if err := j.restored(h.heads[max(1, snapshot/2)]); err != nil {
+			t.Fatal(err)
+		}
+		h.mustApply(t, j, max(1, snapshot/2), n)
+		if err := j.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sameFiles(t, before, journalFiles(t, dir))
+	j = mustOpenJournal(t, dir)
+	h.mustApply(t, j, 0, n+1) // and what follows is written
+	h.wantWhole(t, dir, n+1)
+}
+
+func TestWhatDiffersFromTheJournalStopsItAndOverwritesNothing(t *testing.T) {
+	const n = 40
+	h, dir := newTestHistory(n+5), quickDir(t)
+	j := mustOpenJournal(t, dir)
+	h.mustApply(t, j, 0, n)
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	before := journalFiles(t, dir)
+	refused := func(name string, err error) {
+		t.Helper()
+		if !errors.Is(err, ErrJournalMismatch) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), dir) {
+			t.Errorf("%s: %v", name, err)
+		}
+		sameFiles(t, before, journalFiles(t, dir))
+	}
+	for k := range n {
+		j := mustOpenJournal(t, dir)
+		h.mustApply(t, j, 0, k)
+		other := h.heads[k].Next(h.heads[k+1].Index, h.heads[k+1].Term, []byte("another"))
+		err := j.append(other, []byte("another"))
+		refused(fmt.Sprint("entry ", k+1), err)
+		if !strings.Contains(err.Error(), fmt.Sprintf("record %d, index %d:", k+1, other.Index)) {
+			t.Errorf("entry %d: %v", k+1, err)
+		}
+		if again := h.apply(j, k, n); !errors.Is(again, ErrJournalMismatch) {
+			t.Errorf("the journal goes on after a mismatch: %v", again)
+		}
+		other.Hash[0]++
+		refused(fmt.Sprint("snapshot ", k+1), mustOpenJournal(t, dir).restored(other))
+	}
+	// A state that is not the journal's, though the journal has nothing of its next entry.
+	refused("jump", func() error {
+		return mustOpenJournal(t, dir).append(h.heads[n+1], h.data[n])
+	}())
+	j = mustOpenJournal(t, dir)
+	if err := j.restored(h.heads[n]); err != nil {
+		t.Fatal(err)
+	}
+	refused("hole", j.append(h.heads[n+2], h.data[n+1]))
+	refused("snapshot that is later and earlier", mustOpenJournal(t, dir).restored(
+		fsm.Head{Records: n + 1, Index: h.heads[n].Index, Term: h.heads[n].Term, Hash: h.heads[n+1].Hash}))
+}
+
+func TestTornTailIsCutAtEveryByte(t *testing.T) {
+	const n, synced = 6, 3
+	h, original := newHistoryOf(n+1, 20), quickDir(t)
+	j := mustOpenJournal(t, original)
+	h.mustApply(t, j, 0, synced)
+	if err := j.sync(); err != nil {
+		t.Fatal(err)
+	}
+	sizes := []int64{j.size}
+	for k := synced; k < n; k++ {
+		h.mustApply(t, j, k, k+1)
+		sizes = append(sizes, j.size)
+	}
+	path := segments(t, original)[0]
+	whole, err := os.ReadFile(path)
+	if err != nil || len(segments(t, original)) != 1 {
+		t.Fatal(err, segments(t, original))
+	}
+	mark, err := os.ReadFile(filepath.Join(original, journalFolder, syncedFileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cut := sizes[0]; cut <= int64(len(whole)); cut++ {
+		kept := synced - 1
+		for _, size := range sizes {
+			if size <= cut {
+				kept++
+			}
+		}
+		dir := quickDir(t)
+		folder := filepath.Join(dir, journalFolder)
+		if err := errors.Join(os.Mkdir(folder, 0o700), os.WriteFile(filepath.Join(folder, syncedFileName), mark, 0o600),
+			os.WriteFile(filepath.Join(folder, filepath.Base(path)), whole[:cut], 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		h.wantWhole(t, dir, kept)
+		j := mustOpenJournal(t, dir)
+		h.wantWhole(t, dir, kept)
+		h.mustApply(t, j, 0, n+1)
+		h.wantWhole(t, dir, n+1)
+	}
+	// One byte less, and something that was synced is gone.
+	if err := os.Truncate(path, sizes[0]-1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openTestJournal(original); !errors.Is(err, ErrJournalDamaged) {
+		t.Errorf("a synced record is gone: %v", err)
+	}
+	if count, err := h.read(t, original, 0); count != synced-1 || !errors.Is(err, ErrJournalDamaged) {
+		t.Errorf("a synced record is gone: %d records read, %v", count, err)
+	}
+}
+
+func TestUnsyncedPagesThatAPowerFailureLostAreWrittenAgain(t *testing.T) {
+	const n, synced = 7, 3
+	h, dir := newTestHistory(n), quickDir(t)
+	j := mustOpenJournal(t, dir)
+	h.mustApply(t, j, 0, synced)
+	if err := j.sync(); err != nil {
+		t.Fatal(err)
+	}
+	hole := j.size
+	h.mustApply(t, j, synced, n)
+	path := segments(t, dir)[0]
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = file.WriteAt(make([]byte, 200), hole) // later pages came through
+	if err := errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if count, err := h.read(t, dir, 0); count != synced || !errors.Is(err, ErrJournalDamaged) {
+		t.Errorf("an audit before the restart read %d records, %v", count, err)
+	}
+	j = mustOpenJournal(t, dir)
+	h.mustApply(t, j, 0, n)
+	h.wantWhole(t, dir, n)
+}
+
+// brokenDisk writes until its space is used up.
+type brokenDisk struct {
+	space  int
+	broken error // of Sync
+	syncs  int
+}
+
+type brokenFile struct {
+	disk *brokenDisk
+	*os.File
+}
+
+func (d *brokenDisk) open(path string, flag int, mode fs.FileMode) (journalFile, error) {
+	file, err := os.OpenFile(path, flag, mode)
+	if err != nil {
+		return nil, err
+	}
+	return &brokenFile{d, file}, nil
+}
+
+func (f *brokenFile) Write(data []byte) (int, error) {
+	fit := min(len(data), f.disk.space)
+	n, err := f.File.Write(data[:fit])
+	f.disk.space -= n
+	if err == nil && fit < len(data) {
+		err = syscall.ENOSPC
+	}
+	return n, err
+}
+
+func (f *brokenFile) Sync() error {
+	f.disk.syncs++
+	return f.disk.broken
+}
+
+func TestFullDiskStopsTheJournalAndLeavesNoGap(t *testing.T) {
+	const n = 20
+	h := newTestHistory(n)
+	for space := 0; space < 4000; space += 61 {
+		dir := quickDir(t)
+		disk := &brokenDisk{space: space}
+		j := mustOpenJournal(t, dir, func(c *journalConfig) { c.open = disk.open })
+		err := h.apply(j, 0, n)
+		if !errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), dir) {
+			t.Fatalf("%d bytes: %v", space, err)
+		}
+		disk.space = 1 << 20
+		if again := h.apply(j, 0, n); !errors.Is(again, syscall.ENOSPC) {
+			t.Fatalf("the journal goes on after what it could not write: %v", again)
+		}
+		if err := j.close(); err != nil {
+			t.Fatal(err)
+		}
+		j = mustOpenJournal(t, dir)
+		h.mustApply(t, j, 0, n)
+		h.wantWhole(t, dir, n)
+	}
+}
+
+func TestWhatWasWrittenIsSyncedNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := &brokenDisk{space: 100 << 20}
+		j := mustOpenJournal(t, t.TempDir(), func(c *journalConfig) { c.open, c.segmentBytes = disk.open, DefaultJournalSegment })
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- j.syncOften(ctx) }()
+		h := newHistoryOf(7, 1<<20)
+		for k := range 7 {
+			h.mustApply(t, j, k, k+1)
+			synctest.Wait()
+			if head, err := readSynced(j.dir); err != nil || int64(h.sizeBetween(int(head.Records), k+1)) >= syncEach {
+				t.Errorf("after record %d only %d are synced (%v)", k+1, head.Records, err)
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		disk.broken = syscall.EIO
+		j.grown <- struct{}{}
+		if err := j.syncOften(t.Context()); !errors.Is(err, syscall.EIO) {
+			t.Errorf("a failed sync: %v", err)
+		}
+	})
+}
+
+// sizeBetween returns the bytes of records from+1 to to in the file.
+func (h testHistory) sizeBetween(from, to int) (size int) {
+	for _, data := range h.data[from:to] {
+		size += recordHeadSize + len(data) + recordTailSize
+	}
+	return size
+}
+
+func TestFailedSyncStopsTheJournal(t *testing.T) {
+	h, disk := newTestHistory(10), &brokenDisk{space: 1 << 20}
+	dir := quickDir(t)
+	j := mustOpenJournal(t, dir, func(c *journalConfig) { c.open = disk.open })
+	h.mustApply(t, j, 0, 3)
+	disk.broken = syscall.EIO
+	if err := j.sync(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("sync: %v", err)
+	}
+	disk.broken = nil // the next sync would not tell what the failed one lost
+	if err := j.sync(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("the next sync: %v", err)
+	}
+	if err := h.apply(j, 3, 4); !errors.Is(err, syscall.EIO) {
+		t.Errorf("append: %v", err)
+	}
+	if head, err := readSynced(filepath.Join(dir, journalFolder)); err != nil || head.Records != 0 {
+		t.Errorf("synced: %+v, %v", head, err)
+	}
+}
+
+var updateJournal = flag.Bool("update", false, "write golden files of a version that has none; existing ones are never rewritten")
+
+// TestGoldenJournalStaysReadable holds the byte layout: journals of format 1 are read, and written as they were. A change
+// of the layout is another format with a golden folder of its own.
+func TestGoldenJournalStaysReadable(t *testing.T) {
+	golden := filepath.Join("..", "testdata", "journal", "v1")
+	h := newTestHistory(12)
+	dir := quickDir(t)
+	j := mustOpenJournal(t, dir, func(c *journalConfig) { c.segmentBytes = smallestJournalSegment })
+	h.mustApply(t, j, 0, 7)
+	if err := j.restored(h.heads[9]); err != nil { // with a gap, which is filled
+		t.Fatal(err)
+	}
+	h.mustApply(t, j, 9, 12)
+	from, to, _ := j.gap()
+	fill := j.fill(from, to)
+	if err := errors.Join(fill.add(h.record(7)), fill.add(h.record(8)), fill.install(), j.close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(golden); *updateJournal && errors.Is(err, fs.ErrNotExist) {
+		if err := os.CopyFS(filepath.Join(golden, journalFolder), os.DirFS(filepath.Join(dir, journalFolder))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sameFiles(t, journalFiles(t, golden), journalFiles(t, dir))
+	h.wantWhole(t, golden, 12)
+}
+
+func TestJournalOfAnotherFormatIsLeftAlone(t *testing.T) {
+	h, dir := newTestHistory(1), quickDir(t)
+	j := mustOpenJournal(t, dir)
+	h.mustApply(t, j, 0, 1)
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	path := segments(t, dir)[0]
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[11] = 2
+	binary.BigEndian.PutUint32(content[136:], crc32.Checksum(content[:136], castagnoli))
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = openTestJournal(dir)
+	if err == nil || errors.Is(err, ErrJournalDamaged) || !strings.Contains(err.Error(), "format 2") {
+		t.Errorf("open: %v", err)
+	}
+	if count, err := h.read(t, dir, 0); count != 0 || err == nil || !strings.Contains(err.Error(), "format 2") {
+		t.Errorf("read: %d records, %v", count, err)
+	}
+}
+
+func BenchmarkJournalAppend(b *testing.B) {
+	h := newTestHistory(1)
+	j := mustOpenJournal(b, b.TempDir(), func(c *journalConfig) {
+		c.segmentBytes = DefaultJournalSegment
+	})
+	data := bytes.Repeat(h.data[0], 300/len(h.data[0])+1)
+	head := fsm.Head{}
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		head.Records, head.Index, head.Term = head.Records+1, head.Index+1, 1
+		if err := j.append(head, data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkJournalRead(b *testing.B) {
+	h, dir := newTestHistory(5000), b.TempDir()
+	j := mustOpenJournal(b, dir, func(c *journalConfig) { c.segmentBytes = DefaultJournalSegment })
+	h.mustApply(b, j, 0, 5000)
+	b.ResetTimer()
+	for b.Loop() {
+		h.wantWhole(b, dir, 5000)
+	}
+	b.ReportMetric(float64(b.N)*5000/b.Elapsed().Seconds(), "records/s")
+}
