@@ -14,13 +14,21 @@ var ErrOutOfOrder = errors.New("log entry is out of order")
 // Apply applies one log entry. Indexes grow, but not by one: Raft's own entries are not applied. An error means that the
 // replica must stop; the state is as it was. Everything that may happen in a healthy cluster is in the outcomes.
 func (s *State) Apply(index, term uint64, data []byte) (Result, error) {
-	if index <= s.head.Index || term < s.head.Term || term == 0 {
-		return Result{}, fmt.Errorf("apply entry %d of term %d after entry %d of term %d: %w",
-			index, term, s.head.Index, s.head.Term, ErrOutOfOrder)
+	if err := s.follows(index, term); err != nil {
+		return Result{}, err
 	}
 	entry, err := DecodeEntry(data)
 	if err != nil {
 		return Result{}, fmt.Errorf("apply entry %d: %w", index, err)
+	}
+	return s.ApplyEntry(index, term, data, entry)
+}
+
+// ApplyEntry is Apply for a caller that needs the entry itself and has decoded it: entry must be what DecodeEntry returns
+// for data, so that an audit of many records decodes each of them once.
+func (s *State) ApplyEntry(index, term uint64, data []byte, entry Entry) (Result, error) {
+	if err := s.follows(index, term); err != nil {
+		return Result{}, err
 	}
 	s.head = s.head.Next(index, term, data)
 	step := step{State: s, index: index, term: term, unixMilli: entry.UnixMilli}
@@ -29,6 +37,15 @@ func (s *State) Apply(index, term uint64, data []byte) (Result, error) {
 		outcomes[i] = step.apply(command)
 	}
 	return Result{Outcomes: outcomes, Events: step.events}, nil
+}
+
+// follows reports an entry that cannot come after the last one.
+func (s *State) follows(index, term uint64) error {
+	if index <= s.head.Index || term < s.head.Term || term == 0 {
+		return fmt.Errorf("apply entry %d of term %d after entry %d of term %d: %w",
+			index, term, s.head.Index, s.head.Term, ErrOutOfOrder)
+	}
+	return nil
 }
 
 // Next returns the head after one more entry. Who holds the entries, and not the state, can follow the history with it.

@@ -84,6 +84,6 @@ Every flag can also be given by the environment variable RAFTMINE_<FLAG>, such a
 	root.PersistentFlags().String("log-level", "warn", "what to log on standard error: debug, info, warn or error")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newRunCommand(), newServerCommand(), newMinerCommand(), newWebServiceCommand(),
-		newStatusCommand(), newWatchCommand(), newBlocksCommand(), newEnvCommand(), newDrillCommand(), newBenchCommand())
+		newStatusCommand(), newWatchCommand(), newBlocksCommand(), newEnvCommand(), newDrillCommand(), newBenchCommand(), newAuditCommand(), newProofCommand())
 	return root
 }

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"raftmine/fsm/audit"
+	"raftmine/fsm/pow"
+)
+
+// auditOptions are the flags of "raftmine audit".
+type auditOptions struct {
+	at       uint64
+	export   string
+	recheck  float64
+	known    []string
+	all      bool
+	ranges   bool
+	threads  int
+	progress bool
+}
+
+func newAuditCommand() *cobra.Command {
+	var o auditOptions
+	cmd := &cobra.Command{
+		Use:   "audit DATA-DIR...|FILE",
+		Short: "Replay and verify the history",
+		Long: `Replay every record of a history, verify all of it, and say what happened: who searched what and when, the blocks and
+their proofs, the leaders, the faults. Reads only, also beside a running server.
+
+A history is a server's data directory, the folder of a "raftmine run" (then the histories of all its servers are audited
+and compared; the longest is told), or a file that --export wrote. The exit code is 0 only if everything holds; otherwise the first broken record
+is named.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			known, err := o.validate(cmd)
+			if err != nil {
+				return usageError{err}
+			}
+			out, err := newPrinter(cmd)
+			if err != nil {
+				return err
+			}
+			sources, err := findSources(cmd.Context(), args)
+			if err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("at") {
+				return printStateAt(cmd.Context(), out, sources[0], o.at)
+			}
+			file, terminal := out.w.(*os.File)
+			o.progress = terminal && !out.json && term.IsTerminal(int(file.Fd()))
+			return o.audit(cmd.Context(), out, sources, known)
+		},
+	}
+	cmd.Flags().Uint64Var(&o.at, "at", 0, "print the state as of this record instead")
+	cmd.Flags().StringVar(&o.export, "export", "", "write the history (of several the longest) to this file as JSON lines")
+	cmd.Flags().Float64Var(&o.recheck, "recheck", 0, "search this fraction of the finished ranges again, above 0 to 1")
+	cmd.Flags().StringSliceVar(&o.known, "known", nil, "a head seen before, as RECORDS:TREE; the history must begin with it")
+	cmd.Flags().BoolVar(&o.all, "all", false, "print every event of a long history")
+	cmd.Flags().BoolVar(&o.ranges, "ranges", false, "print every finished range: who searched what, and when")
+	cmd.Flags().IntVar(&o.threads, "threads", 1, "search threads of --recheck")
+	return cmd
+}
+
+func (o *auditOptions) validate(cmd *cobra.Command) (known []audit.Head, err error) {
+	if cmd.Flags().Changed("recheck") && !(o.recheck > 0 && o.recheck <= 1) {
+		return nil, fmt.Errorf("--recheck %v: want a fraction above 0, at most 1", o.recheck)
+	}
+	if o.threads < 1 || o.threads > 1024 {
+		return nil, fmt.Errorf("--threads %d: want 1 to 1024", o.threads)
+	}
+	for _, text := range o.known {
+		records, tree, _ := strings.Cut(text, ":")
+		n, err := strconv.ParseUint(records, 10, 64)
+		hash, badHash := pow.ParseHash(tree)
+		if err != nil || n == 0 || badHash != nil {
+			return nil, fmt.Errorf("--known %q: want RECORDS:TREE, a number and 64 hex digits", text)
+		}
+		known = append(known, audit.Head{Records: n, Tree: hash})
+	}
+	return known, nil
+}
+
+// audited is a history with what was found.
+type audited struct {
+	source
+	report *audit.Report
+}
+
+// audit does the whole job. The error names the first thing that does not hold.
+func (o *auditOptions) audit(ctx context.Context, out *printer, sources []source, known []audit.Head) error {
+	var results []audited
+	for i, s := range sources {
+		var tell *story
+		if i == 0 { // the others tell the same
+			out.print(auditStart{Event: "audit_started", Source: s.path, Server: s.id}, "%s's history in %s", s.name, s.path)
+			tell = newStory(out, o.all)
+		}
+		report, err := o.replay(ctx, out, s, known, tell)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		results = append(results, audited{s, report})
+	}
+	first := results[0]
+	var rechecked *recheckResult
+	if o.recheck > 0 && first.report.Holds() {
+		result, err := o.searchAgain(ctx, out, first)
+		if err != nil {
+			return fmt.Errorf("%s: recheck: %w", first.name, err)
+		}
+		rechecked = result
+	}
+	agreements, err := compareAll(ctx, results)
+	if err != nil {
+		return err
+	}
+	failure := verdictOf(results, agreements, rechecked)
+	printReport(out, results, agreements, rechecked, failure)
+	if o.export != "" {
+		if err := export(ctx, out, first, o.export); err != nil {
+			return errors.Join(failure, fmt.Errorf("--export %s: %w", o.export, err))
+		}
+	}
+	return failure
+}
+
+// replay audits one history. tell is nil when its events are not printed.
+func (o *auditOptions) replay(ctx context.Context, out *printer, s source, known []audit.Head, tell *story) (report *audit.Report, err error) {
+	options := audit.Options{Known: known}
+	if tell != nil {
+		options.Visit = tell.event
+		if o.ranges {
+			options.Searched = tell.searched
+		}
+	}
+	if o.progress {
+		began := time.Now()
+		options.Progress = func(records, _ uint64) {
+			out.setLive(fmt.Sprintf("%s: %d records replayed, %.0f/s", s.name, records, float64(records)/time.Since(began).Seconds()))
+		}
+		defer out.setLive("")
+	}
+	err = s.read(ctx, func(p pass) error {
+		options.EndsAt = p.endsAt
+		report, err = audit.Replay(p.records, options)
+		return err
+	})
+	if tell != nil {
+		tell.end()
+	}
+	return report, err
+}
+
+// comparison is how a history compares with the longest one.
+type comparison struct {
+	audit.Agreement
+	with audited // the longest
+	of   audited
+}
+
+// compareAll compares every history with the longest.
+func compareAll(ctx context.Context, results []audited) (agreements []comparison, err error) {
+	longest := results[0]
+	for _, r := range results[1:] {
+		if r.report.Head.Records > longest.report.Head.Records {
+			longest = r
+		}
+	}
+	for _, r := range results {
+		if r.path == longest.path {
+			continue
+		}
+		a := comparison{with: longest, of: r}
+		err = r.read(ctx, func(left pass) error {
+			return longest.read(ctx, func(right pass) error {
+				a.Agreement, err = audit.Compare(audit.Beginning(left.records, r.report.Head.Records),
+					audit.Beginning(right.records, longest.report.Head.Records))
+				return err
+			})
+		})
+		if err != nil && r.report.Holds() && longest.report.Holds() {
+			return nil, fmt.Errorf("compare %s with %s: %w", r.name, longest.name, err)
+		}
+		agreements = append(agreements, a)
+	}
+	return agreements, nil
+}
+
+// verdictOf returns the first thing that does not hold; nil: everything does.
+func verdictOf(results []audited, agreements []comparison, rechecked *recheckResult) error {
+	for _, r := range results {
+		if first, found := r.report.First(); found {
+			return fmt.Errorf("%s's history does not hold: %w", r.name, first)
+		}
+	}
+	for _, a := range agreements {
+		if a.Parts() {
+			return fmt.Errorf("the histories of %s and %s part after %d records: at index %d and %d", a.of.name, a.with.name,
+				a.Same, a.LeftIndex, a.RightIndex)
+		}
+	}
+	if rechecked != nil && len(rechecked.Wrong) > 0 {
+		return fmt.Errorf("%s's history does not hold: record %d: %s", results[0].name, rechecked.Wrong[0].Index,
+			rechecked.Wrong[0].What)
+	}
+	return nil
+}
+
+// export writes what was audited, and not what was written since.
+func export(ctx context.Context, out *printer, a audited, path string) (err error) {
+	file, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Cleanup()) }()
+	err = a.read(ctx, func(p pass) error {
+		_, err := audit.Export(file, audit.Beginning(p.records, a.report.Head.Records))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := file.CloseAtomicallyReplace(); err != nil {
+		return err
+	}
+	out.print(exported{Event: "exported", File: path, Records: a.report.Head.Records}, "exported %d records to %s",
+		a.report.Head.Records, path)
+	return nil
+}
+
+// printStateAt prints the state as of a record.
+func printStateAt(ctx context.Context, out *printer, s source, index uint64) error {
+	return s.read(ctx, func(p pass) error {
+		state, err := audit.StateAt(p.records, index)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		view := viewState(state)
+		var text strings.Builder
+		view.write(&text)
+		out.print(view, "%s", strings.TrimSuffix(text.String(), "\n"))
+		return nil
+	})
+}
+
+// proofFile opens FILE, or standard input for "-".
+func proofFile(cmd *cobra.Command, path string) (io.ReadCloser, error) {
+	if path == "-" {
+		return io.NopCloser(cmd.InOrStdin()), nil
+	}
+	return os.Open(path)
+}

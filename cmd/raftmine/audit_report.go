@@ -1,0 +1,307 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"time"
+
+	"raftmine/fsm"
+	"raftmine/fsm/audit"
+)
+
+type (
+	auditView struct {
+		Event       string           `json:"event"`
+		Holds       bool             `json:"holds"`
+		Error       string           `json:"error,omitempty"`
+		Findings    []findingView    `json:"findings"`
+		FindingsAll uint64           `json:"findings_total"`
+		Source      string           `json:"source"`
+		Server      uint64           `json:"server,omitempty"`
+		ClusterID   string           `json:"cluster_id"`
+		Head        headView         `json:"head"`
+		FirstIndex  uint64           `json:"first_index"`
+		FromMS      uint64           `json:"from_unix_ms"`
+		ToMS        uint64           `json:"to_unix_ms"`
+		Commands    uint64           `json:"commands"`
+		Bytes       uint64           `json:"bytes"`
+		Terms       uint64           `json:"terms"`
+		Takeovers   uint64           `json:"takeovers"`
+		Stops       uint64           `json:"planned_stops"`
+		Recoveries  uint64           `json:"recoveries"`
+		Strikes     uint64           `json:"strikes"`
+		Jobs        uint64           `json:"jobs"`
+		Blocks      map[string]int   `json:"blocks"`
+		Stale       uint64           `json:"jobs_closed_stale"`
+		Rolls       uint64           `json:"rolls"`
+		Ranges      uint64           `json:"ranges"`
+		Nonces      uint64           `json:"nonces"`
+		Regrants    []regrantCount   `json:"regrants"`
+		Revoked     uint64           `json:"chunks_revoked"`
+		Leader      uint64           `json:"leader"`
+		Servers     []serverEndView  `json:"servers"`
+		Miners      []minerAuditView `json:"miners"`
+		OpenJob     *jobAuditView    `json:"open_job"`
+		Others      []otherView      `json:"others"`
+		Recheck     *recheckResult   `json:"recheck,omitempty"`
+	}
+	headView struct {
+		Records uint64 `json:"records"`
+		Index   uint64 `json:"index"`
+		Term    uint64 `json:"term"`
+		Chain   string `json:"chain"`
+		Tree    string `json:"tree"`
+		State   string `json:"state_digest"`
+	}
+	serverEndView struct {
+		ID      uint64 `json:"id"`
+		Address string `json:"address"`
+		Up      bool   `json:"up"`
+		Member  bool   `json:"member"`
+		DataDir string `json:"data_dir"`
+	}
+	minerAuditView struct {
+		Name         string  `json:"name"`
+		Ranges       uint64  `json:"ranges"`
+		Nonces       uint64  `json:"nonces"`
+		Solutions    uint64  `json:"solutions"`
+		Strikes      uint64  `json:"strikes"`
+		WorkShare    float64 `json:"work_share"`      // estimated from the receipts; 1: all of it
+		WorkLow      float64 `json:"work_share_low"`  // 95 % bounds
+		WorkHigh     float64 `json:"work_share_high"` //
+		LogPValue    float64 `json:"log10_p_value"`   // how likely an honest miner is this bad
+		Implausible  bool    `json:"implausible"`
+		FlaggedIndex uint64  `json:"flagged_index,omitempty"`
+		FlaggedAfter uint64  `json:"flagged_after_ranges,omitempty"`
+	}
+	otherView struct {
+		Source   string        `json:"source"`
+		Server   uint64        `json:"server,omitempty"`
+		Holds    bool          `json:"holds"`
+		Findings []findingView `json:"findings"`
+		Head     headView      `json:"head"`
+		Same     uint64        `json:"same_records"` // as the longest history
+		Behind   uint64        `json:"records_behind"`
+		Parts    bool          `json:"parts"`
+	}
+)
+
+func viewHead(h audit.Head) headView {
+	return headView{h.Records, h.Index, h.Term, h.Chain.String(), h.Tree.String(), h.State.String()}
+}
+
+func viewFindings(r *audit.Report) []findingView {
+	views := []findingView{}
+	for _, f := range r.Findings {
+		views = append(views, findingView{"finding", f.Index, string(f.Kind), f.What})
+	}
+	return views
+}
+
+func viewReport(a audited) auditView {
+	r := a.report
+	v := auditView{Event: "audit", Findings: viewFindings(r), FindingsAll: r.FindingCount, Source: a.path, Server: a.id,
+		ClusterID: r.ClusterID, Head: viewHead(r.Head), FirstIndex: r.FirstIndex, FromMS: r.FromUnixMilli, ToMS: r.ToUnixMilli,
+		Commands: r.Commands, Bytes: r.Bytes, Terms: r.Terms, Takeovers: r.Takeovers, Stops: r.Stops, Recoveries: r.Recoveries,
+		Strikes: r.Strikes, Jobs: r.Jobs, Blocks: map[string]int{}, Stale: r.Stale, Rolls: r.Rolls, Ranges: r.Ranges,
+		Nonces: r.Nonces, Regrants: regrantCounts(r.Regrants[:]), Revoked: r.Revoked, Leader: r.Office.ServerID,
+		Servers: []serverEndView{}, Miners: []minerAuditView{}, Others: []otherView{}}
+	for verdict := fsm.VerdictSuccess; verdict <= fsm.VerdictUnknown; verdict++ {
+		v.Blocks[verdictName(verdict)] = int(r.Verdicts[verdict])
+	}
+	for _, s := range r.Servers {
+		v.Servers = append(v.Servers, serverEndView{s.ID, s.Address, s.Up, s.Member, s.DataDir})
+	}
+	for _, m := range r.Miners {
+		share, low, high := m.Receipts.Share()
+		v.Miners = append(v.Miners, minerAuditView{Name: m.Name, Ranges: m.Receipts.Ranges, Nonces: m.Receipts.Nonces,
+			Solutions: m.Solutions, Strikes: m.Strikes, WorkShare: share, WorkLow: low, WorkHigh: high,
+			LogPValue: max(m.Receipts.LogPValue()/math.Ln10, -1e9), Implausible: m.Receipts.Implausible(),
+			FlaggedIndex: m.Receipts.Flagged.Index, FlaggedAfter: m.Receipts.FlaggedAfter})
+	}
+	if r.OpenJob != nil {
+		job := viewJob(r.OpenJob)
+		v.OpenJob = &job
+	}
+	return v
+}
+
+// printReport prints the summary, as JSON one object.
+func printReport(out *printer, results []audited, agreements []comparison, rechecked *recheckResult, failure error) {
+	view := viewReport(results[0])
+	view.Holds, view.Recheck = failure == nil, rechecked
+	if failure != nil {
+		view.Error = failure.Error()
+	}
+	for _, r := range results[1:] {
+		other := otherView{Source: r.path, Server: r.id, Holds: r.report.Holds(), Findings: viewFindings(r.report),
+			Head: viewHead(r.report.Head), Same: r.report.Head.Records}
+		for _, a := range agreements {
+			if a.of.path == r.path {
+				other.Same, other.Parts = a.Same, a.Parts()
+				other.Behind = a.with.report.Head.Records - r.report.Head.Records
+			}
+		}
+		view.Others = append(view.Others, other)
+	}
+	var text strings.Builder
+	view.write(&text, results[0].report.Strip, agreements)
+	out.print(view, "%s", strings.TrimSuffix(text.String(), "\n"))
+}
+
+func (v auditView) write(w io.Writer, strip audit.Strip, agreements []comparison) {
+	writeStrip(w, strip)
+	line := func(title, format string, args ...any) {
+		fmt.Fprintf(w, "%-10s%s\n", title, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintln(w)
+	line("cluster", "%s", v.ClusterID)
+	line("history", "%d records from index %d to %d, %d commands, %s", v.Head.Records, v.FirstIndex, v.Head.Index, v.Commands,
+		bytesText(v.Bytes))
+	line("leaders", "%d %s, %d %s; server %d was the last one", v.Terms, plural(v.Terms, "term"), v.Takeovers,
+		plural(v.Takeovers, "takeover"), v.Leader)
+	var servers []string
+	for _, s := range v.Servers {
+		state := "down"
+		if s.Up {
+			state = "up"
+		} else if !s.Member {
+			state = "removed"
+		}
+		servers = append(servers, fmt.Sprintf("%d %s", s.ID, state))
+	}
+	line("servers", "at the end: %s", strings.Join(servers, ", "))
+	line("blocks", "%d accepted, %d wrong, %d stale, %d unknown; %d %s given up because the block moved on", v.Blocks["success"],
+		v.Blocks["wrong"], v.Blocks["stale"], v.Blocks["unknown"], v.Stale, plural(v.Stale, "job"))
+	line("work", "%d finished %s of %s nonces; every receipt and every proof was hashed again", v.Ranges, plural(v.Ranges, "range"),
+		count(v.Nonces))
+	for _, r := range v.Regrants {
+		line("", "%d %s (%d chunks) granted again: %s", r.Ranges, plural(r.Ranges, "range"), r.Chunks, r.Reason)
+	}
+	for i, m := range v.Miners {
+		title := ""
+		if i == 0 {
+			title = "miners"
+		}
+		line(title, "%s", m)
+	}
+	for i, o := range v.Others {
+		title := ""
+		if i == 0 {
+			title = "others"
+		}
+		line(title, "%s", o)
+	}
+	if r := v.Recheck; r != nil {
+		line("recheck", "%d %s searched again (%s hashes, %.1f s, kernel %s): %d wrong, %d of ranges that were revoked", r.Ranges,
+			plural(r.Ranges, "range"), count(r.Nonces), r.Seconds, r.Kernel, len(r.Wrong), r.Revoked)
+	}
+	line("chain", "%s", v.Head.Chain)
+	line("tree", "%d:%s", v.Head.Records, v.Head.Tree)
+	if v.Holds {
+		line("state", "%s", v.Head.State)
+		fmt.Fprintf(w, "\neverything holds\n")
+		return
+	}
+	fmt.Fprintf(w, "\nDOES NOT HOLD: %s\n", v.Error)
+	for i, f := range v.Findings {
+		if i == 10 {
+			fmt.Fprintf(w, "  ... %d more\n", v.FindingsAll-10)
+			break
+		}
+		fmt.Fprintf(w, "  record %d: %s: %s\n", f.Index, f.Kind, f.What)
+	}
+}
+
+// String is one row for people.
+func (m minerAuditView) String() string {
+	text := fmt.Sprintf("%s: %d ranges, %s hashes, %d solutions", m.Name, m.Ranges, count(m.Nonces), m.Solutions)
+	if m.Strikes > 0 {
+		text += fmt.Sprintf(", %d strikes", m.Strikes)
+	}
+	if m.Ranges > 0 {
+		text += fmt.Sprintf("; its receipts say %.0f %% of the work (%.0f to %.0f %%), an honest miner's are this bad or worse with p = %s",
+			100*m.WorkShare, 100*m.WorkLow, 100*m.WorkHigh, probability(m.LogPValue))
+	}
+	if m.Implausible {
+		text += fmt.Sprintf(": IMPLAUSIBLE since record %d, after %d ranges", m.FlaggedIndex, m.FlaggedAfter)
+	}
+	return text
+}
+
+func probability(log10 float64) string {
+	if log10 > -4 {
+		return fmt.Sprintf("%.2g", math.Pow(10, log10))
+	}
+	return fmt.Sprintf("10^%.0f", log10)
+}
+
+// String is one row for people.
+func (o otherView) String() string {
+	name := o.Source
+	if o.Server != 0 {
+		name = fmt.Sprintf("server %d", o.Server)
+	}
+	switch {
+	case !o.Holds && len(o.Findings) > 0:
+		return fmt.Sprintf("%s: DOES NOT HOLD: record %d: %s", name, o.Findings[0].Index, o.Findings[0].What)
+	case o.Parts:
+		return fmt.Sprintf("%s: ANOTHER HISTORY after %d records", name, o.Same)
+	case o.Behind > 0:
+		return fmt.Sprintf("%s: holds, the same history, %d %s behind the longest", name, o.Behind, plural(o.Behind, "record"))
+	}
+	return fmt.Sprintf("%s: holds, the same %d records, the same head", name, o.Same)
+}
+
+// writeStrip draws the timeline: one column is one stretch of time.
+func writeStrip(w io.Writer, s audit.Strip) {
+	if s.Used == 0 {
+		return
+	}
+	var leader, blocks, faults strings.Builder
+	last := uint64(0)
+	for _, c := range s.Cells[:s.Used] {
+		mark := byte('-')
+		if c.Terms > 0 {
+			last = c.Leader
+			mark = digit(last)
+		} else if last == 0 {
+			mark = ' '
+		}
+		leader.WriteByte(mark)
+		blocks.WriteByte(amount(c.Blocks))
+		faults.WriteByte(amount(c.Faults))
+	}
+	from := time.UnixMilli(int64(s.From))
+	each := time.Duration(min(s.Width, 1<<40)) * time.Millisecond
+	fmt.Fprintf(w, "\ntimeline  from %s, %s a column\n", from.Format("2006-01-02 15:04:05"), each)
+	fmt.Fprintf(w, "leader    |%s|  the server that took office\n", leader.String())
+	fmt.Fprintf(w, "blocks    |%s|  accepted\n", blocks.String())
+	fmt.Fprintf(w, "faults    |%s|  servers down, ranges taken back, refused blocks\n", faults.String())
+}
+
+func amount(n uint64) byte {
+	if n == 0 {
+		return '.'
+	}
+	return digit(n)
+}
+
+func digit(n uint64) byte {
+	if n > 9 {
+		return '+'
+	}
+	return byte('0' + n)
+}
+
+func bytesText(n uint64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%d bytes", n)
+}

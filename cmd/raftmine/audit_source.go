@@ -1,0 +1,214 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"raftmine/fsm/audit"
+	"raftmine/raftnode"
+)
+
+// source is one history to audit: a server's journal or an export.
+type source struct {
+	name string // for people: "server 1"
+	path string
+	id   uint64 // of the server; 0: not known
+	// open begins a pass over the history. endsAt, which may be nil, is for audit.Options; closed ends the pass.
+	open func() (p pass, err error)
+}
+
+// pass is one reading of a history.
+type pass struct {
+	records audit.Records
+	endsAt  func() (audit.Head, bool)
+	close   func() error
+}
+
+// findSources returns the histories that the arguments name: data directories, folders of "raftmine run", and exports. The
+// longest comes first: a server that was killed has less to tell.
+func findSources(ctx context.Context, args []string) ([]source, error) {
+	sources, err := namedSources(args)
+	if err != nil || len(sources) == 1 {
+		return sources, err
+	}
+	lengths := make(map[string]uint64, len(sources))
+	for _, s := range sources {
+		err := s.read(ctx, func(p pass) error {
+			for _, err := range p.records {
+				if err != nil {
+					return ctx.Err() // what is broken is the audit's to say
+				}
+				lengths[s.path]++
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(sources, func(a, b source) int { return cmp.Compare(lengths[b.path], lengths[a.path]) })
+	return sources, nil
+}
+
+func namedSources(args []string) ([]source, error) {
+	var sources []source
+	for _, arg := range args {
+		info, err := os.Stat(arg)
+		if err != nil {
+			return nil, err
+		}
+		if !info.IsDir() {
+			s, err := exportSource(arg)
+			if err != nil {
+				return nil, err
+			}
+			sources = append(sources, s)
+			continue
+		}
+		dirs, err := dataDirsIn(arg)
+		if err != nil {
+			return nil, err
+		}
+		for _, dir := range dirs {
+			s, err := journalSource(dir)
+			if err != nil {
+				return nil, err
+			}
+			sources = append(sources, s)
+		}
+	}
+	return sources, nil
+}
+
+// dataDirsIn returns dir, or the servers' data directories when it is a run's folder.
+func dataDirsIn(dir string) ([]string, error) {
+	if _, err := os.Stat(filepath.Join(dir, "servers")); errors.Is(err, fs.ErrNotExist) {
+		return []string{dir}, nil
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "servers"))
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, entry := range entries {
+		if entry.IsDir() {
+			dirs = append(dirs, filepath.Join(dir, "servers", entry.Name()))
+		}
+	}
+	slices.SortFunc(dirs, func(a, b string) int { // 2 before 10
+		x, errX := strconv.Atoi(filepath.Base(a))
+		y, errY := strconv.Atoi(filepath.Base(b))
+		if errX != nil || errY != nil {
+			return slices.Compare([]byte(a), []byte(b))
+		}
+		return x - y
+	})
+	if len(dirs) == 0 {
+		return nil, fmt.Errorf("%s holds no server's data directory", filepath.Join(dir, "servers"))
+	}
+	return dirs, nil
+}
+
+func journalSource(dir string) (source, error) {
+	// Open once, so that a directory without a journal is a mistake of the command line, and not a broken history.
+	reader, err := raftnode.ReadJournal(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return source{}, hinted(fmt.Errorf("%s holds no history: %w", dir, err),
+			"name a server's data directory, the folder of a \"raftmine run\", or a file that \"raftmine audit --export\" wrote")
+	} else if err != nil {
+		return source{}, err
+	}
+	s := source{path: dir, id: reader.Identity().ServerID, name: dir}
+	if s.id != 0 {
+		s.name = fmt.Sprintf("server %d", s.id)
+	}
+	if err := reader.Close(); err != nil {
+		return source{}, err
+	}
+	s.open = func() (pass, error) {
+		reader, err := raftnode.ReadJournal(dir)
+		if err != nil {
+			return pass{}, err
+		}
+		records := func(yield func(audit.Record, error) bool) {
+			for r, err := range reader.Records() {
+				record := audit.Record{Index: r.Index, Term: r.Term, Data: r.Data, Chain: r.Chain}
+				if !yield(record, placed(err)) {
+					return
+				}
+			}
+		}
+		return pass{records: records, close: reader.Close}, nil
+	}
+	return s, nil
+}
+
+func exportSource(path string) (source, error) {
+	s := source{name: filepath.Base(path), path: path, open: func() (pass, error) {
+		file, err := os.Open(path)
+		if err != nil {
+			return pass{}, err
+		}
+		export, err := audit.NewImport(file)
+		if err != nil {
+			return pass{}, errors.Join(fmt.Errorf("%s: %w", path, err), file.Close())
+		}
+		return pass{records: export.Records(), endsAt: export.End, close: file.Close}, nil
+	}}
+	p, err := s.open() // as with journals: another file is a mistake of the command line
+	if err != nil {
+		return source{}, hinted(err, "name a server's data directory, the folder of a \"raftmine run\", or a file that \"raftmine audit --export\" wrote")
+	}
+	return s, p.close()
+}
+
+// placedError says which record an error of a journal is about.
+type placedError struct {
+	error
+	index uint64
+}
+
+func (e placedError) Unwrap() error       { return e.error }
+func (e placedError) RecordIndex() uint64 { return e.index }
+
+func placed(err error) error {
+	var damaged *raftnode.JournalError
+	var gap *raftnode.HistoryGapError
+	switch {
+	case errors.As(err, &damaged):
+		return placedError{err, damaged.Index}
+	case errors.As(err, &gap):
+		return placedError{err, gap.After + 1}
+	}
+	return err
+}
+
+// read makes one pass that ends with ctx.
+func (s source) read(ctx context.Context, with func(pass) error) (err error) {
+	p, err := s.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+	records := p.records
+	p.records = func(yield func(audit.Record, error) bool) {
+		n := 0
+		for record, err := range records {
+			if n++; n%1024 == 0 && ctx.Err() != nil {
+				yield(audit.Record{}, ctx.Err())
+				return
+			}
+			if !yield(record, err) {
+				return
+			}
+		}
+	}
+	return with(p)
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// auditJSON runs an audit and returns its last object, the report.
+func auditJSON(t *testing.T, args ...string) (code int, report map[string]any, stderr string) {
+	t.Helper()
+	code, stdout, stderr := command(t, append([]string{"audit", "-o", "json"}, args...)...)
+	lines := strings.Split(strings.TrimSpace(stdout), "\n")
+	for _, line := range slices.Backward(lines) {
+		var object map[string]any
+		if json.Unmarshal([]byte(line), &object) == nil && object["event"] == "audit" {
+			return code, object, stderr
+		}
+	}
+	return code, nil, stderr
+}
+
+// TestEndToEndHistoryAudits mines with real processes, kills the leader on the way, and audits what is left from every
+// server's directory: all of it holds, and damage to any of it is found.
+func TestEndToEndHistoryAudits(t *testing.T) {
+	dir := keepOnFailure(t)
+	data := filepath.Join(dir, "run")
+	run := startProcess(t, "run", "-o", "json", "--blocks", "4", "--zeros", "4", "--block-time", "500ms", "--chunk", "2000",
+		"--respawn", "--data-dir", data)
+	server, _ := run.waitEvent(0, "process_started")
+	for next := 0; server["role"] != "server" || server["id"] != 1.0; {
+		server, next = run.waitEvent(next, "process_started")
+	}
+	_, next := run.waitEvent(0, "block")
+	if err := syscall.Kill(int(server["pid"].(float64)), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	done, _ := run.waitEvent(next, "done")
+	if code := run.waitExit(); code != exitDone {
+		t.Fatalf("run ended with %d", code)
+	}
+
+	code, report, stderr := auditJSON(t, data)
+	if code != exitDone || report["holds"] != true {
+		t.Fatalf("exit code %d: %s\n%v", code, stderr, report)
+	}
+	if report["takeovers"].(float64) < 1 || report["blocks"].(map[string]any)["success"].(float64) < 4 {
+		t.Errorf("the report: %v", report)
+	}
+	live, _ := done["state_digest"].(string)
+	head := report["head"].(map[string]any)
+	if live != "" && head["state_digest"] != live {
+		t.Errorf("the audit comes to state %v, the servers to %s", head["state_digest"], live)
+	}
+	heads := map[any]bool{head["tree"]: true}
+	for _, other := range report["others"].([]any) {
+		o := other.(map[string]any)
+		if o["holds"] != true || o["parts"] != false {
+			t.Errorf("another server: %v", o)
+		}
+		if o["records_behind"] == 0.0 {
+			heads[o["head"].(map[string]any)["tree"]] = true
+		}
+	}
+	if len(heads) != 1 {
+		t.Errorf("servers at the same record have the trees %v", heads)
+	}
+
+	auditFiles(t, dir, filepath.Join(data, "servers", "2"), head)
+	damage(t, data)
+}
+
+// auditFiles checks what an audit writes: the export, the proof, the known head, the state.
+func auditFiles(t *testing.T, dir, source string, head map[string]any) {
+	export := filepath.Join(dir, "export.jsonl")
+	code, report, stderr := auditJSON(t, source, "--export", export, "--recheck", "1")
+	if code != exitDone {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	if recheck := report["recheck"].(map[string]any); recheck["ranges"] != report["ranges"] {
+		t.Errorf("searched again: %v of %v ranges", recheck["ranges"], report["ranges"])
+	}
+	code, again, stderr := auditJSON(t, export)
+	if code != exitDone || fmt.Sprint(again["head"]) != fmt.Sprint(report["head"]) {
+		t.Errorf("the export gives %d, %v, not %v: %s", code, again["head"], report["head"], stderr)
+	}
+	known := fmt.Sprintf("%.0f:%s", report["head"].(map[string]any)["records"], report["head"].(map[string]any)["tree"])
+	if code, _, stderr := auditJSON(t, export, "--known", known); code != exitDone {
+		t.Errorf("its own head is not known: %s", stderr)
+	}
+	other := fmt.Sprintf("5:%s", strings.Repeat("0", 64))
+	if code, _, stderr := auditJSON(t, export, "--known", other); code != exitFailed || !strings.Contains(stderr, "head") {
+		t.Errorf("exit code %d for another history: %s", code, stderr)
+	}
+	proof := filepath.Join(dir, "proof.json")
+	if code, _, stderr := command(t, "proof", "2", "--data-dir", source, "--file", proof); code != exitDone {
+		t.Fatalf("proof: %s", stderr)
+	}
+	if code, stdout, stderr := command(t, "proof", "--verify", proof); code != exitDone || !strings.Contains(stdout, "block 2 holds") {
+		t.Errorf("verify: %d, %s%s", code, stdout, stderr)
+	}
+	file, err := os.ReadFile(proof)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(proof, bytes.Replace(file, []byte(`"miner": "miner`), []byte(`"miner": "niner`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := command(t, "proof", "--verify", proof); code != exitFailed || !strings.Contains(stderr, "does not hold") {
+		t.Errorf("a changed proof: %d, %s", code, stderr)
+	}
+	index := fmt.Sprintf("%.0f", head["index"])
+	code, stdout, stderr := command(t, "audit", source, "--at", index, "-o", "json")
+	if code != exitDone || !strings.Contains(stdout, head["state_digest"].(string)) && report["head"].(map[string]any)["index"] == head["index"] {
+		t.Errorf("the state at %s: %d, %s%s", index, code, stdout, stderr)
+	}
+	if code, stdout, _ := command(t, "audit", source); code != exitDone || !strings.Contains(stdout, "everything holds") ||
+		!strings.Contains(stdout, "timeline") {
+		t.Errorf("for people: %d\n%s", code, stdout)
+	}
+}
+
+// damage flips a byte in the middle of a journal.
+func damage(t *testing.T, data string) {
+	segments, err := filepath.Glob(filepath.Join(data, "servers", "3", "journal", "*.journal"))
+	if err != nil || len(segments) == 0 {
+		t.Fatalf("no journal: %v", err)
+	}
+	file, err := os.ReadFile(segments[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	file[len(file)/2] ^= 4
+	if err := os.WriteFile(segments[0], file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, report, stderr := auditJSON(t, data)
+	if code != exitFailed || report["holds"] != false || !strings.Contains(stderr, "server 3's history does not hold: record ") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("hello\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"audit"}, exitUsage, "requires at least 1 arg"},
+		{[]string{"audit", dir, "--recheck", "0"}, exitUsage, "--recheck 0"},
+		{[]string{"audit", dir, "--recheck", "1.5"}, exitUsage, "--recheck 1.5"},
+		{[]string{"audit", dir, "--recheck", "NaN"}, exitUsage, "--recheck NaN"},
+		{[]string{"audit", dir, "--known", "5"}, exitUsage, `--known "5"`},
+		{[]string{"audit", dir, "--threads", "0"}, exitUsage, "--threads 0"},
+		{[]string{"audit", dir}, exitFailed, "holds no history"},
+		{[]string{"audit", filepath.Join(dir, "none")}, exitFailed, "no such file"},
+		{[]string{"audit", file}, exitFailed, "not a readable export"},
+		{[]string{"proof"}, exitUsage, "HEIGHT or --verify"},
+		{[]string{"proof", "1"}, exitUsage, "--data-dir"},
+		{[]string{"proof", "x", "--data-dir", dir}, exitUsage, `height "x"`},
+		{[]string{"proof", "1", "--data-dir", dir}, exitFailed, "holds no history"},
+		{[]string{"proof", "--verify", file}, exitFailed, "proof does not hold"},
+		{[]string{"proof", "--verify", filepath.Join(dir, "none")}, exitFailed, "no such file"},
+	} {
+		code, stdout, stderr := command(t, row.args...)
+		if code != row.code || !strings.HasPrefix(stderr, "raftmine: ") || !strings.Contains(stderr, row.says) || stdout != "" {
+			t.Errorf("%v: exit code %d, said %q, printed %q", row.args, code, stderr, stdout)
+		}
+	}
+}

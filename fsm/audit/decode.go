@@ -1,0 +1,258 @@
+package audit
+
+import (
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"raftmine/fsm"
+	"raftmine/fsm/pow"
+)
+
+// decoder decodes entries. Nearly all records of a long history hold nothing but GrantWork and Finish: those it reads
+// itself, without reflection and with each name kept once. It gives up at whatever is not in the plainest form, and then
+// fsm.DecodeEntry decides: what is refused, and why, is that function's alone.
+type decoder struct{ miners, versions names }
+
+// maxNames bounds the memory that names take.
+const maxNames = 1 << 16
+
+func (d *decoder) decode(data []byte) (fsm.Entry, error) {
+	if entry, ok := d.plain(data); ok {
+		return entry, nil
+	}
+	return fsm.DecodeEntry(data)
+}
+
+// Field numbers of raftmine.fsm.v1.
+const (
+	fieldLeader, fieldUnixMilli, fieldVersion, fieldCommand = 1, 2, 3, 4
+
+	fieldGrantWork, fieldFinish = 10, 11
+)
+
+// plain decodes an entry whose messages hold each field at most once, and no commands but GrantWork and Finish.
+func (d *decoder) plain(data []byte) (entry fsm.Entry, ok bool) {
+	if len(data) < 2 || len(data) > fsm.MaxEntrySize || data[0] != fsm.EntryVersion {
+		return entry, false
+	}
+	commands := countCommands(data[1:])
+	if commands == 0 || commands > fsm.MaxCommands {
+		return entry, false
+	}
+	entry.Commands = make([]fsm.Command, 0, commands)
+	in := fields{rest: data[1:]}
+	for in.next() {
+		switch in.number {
+		case fieldLeader:
+			entry.LeaderID = in.integer(fieldLeader)
+		case fieldUnixMilli:
+			entry.UnixMilli = in.integer(fieldUnixMilli)
+		case fieldVersion:
+			entry.Version = d.versions.get(in.bytes(fieldVersion), &in, validVersion)
+		case fieldCommand:
+			command, ok := d.command(in.repeated())
+			if !ok {
+				return entry, false
+			}
+			entry.Commands = append(entry.Commands, command)
+		default:
+			return entry, false
+		}
+	}
+	return entry, !in.odd
+}
+
+// countCommands returns 0 for what is not worth a closer look.
+func countCommands(data []byte) (commands int) {
+	for len(data) > 0 {
+		number, _, n := protowire.ConsumeField(data)
+		if n < 0 {
+			return 0
+		}
+		if number == fieldCommand {
+			commands++
+		}
+		data = data[n:]
+	}
+	return commands
+}
+
+func (d *decoder) command(data []byte) (fsm.Command, bool) {
+	in := fields{rest: data}
+	if !in.next() {
+		return nil, false
+	}
+	number := in.number
+	body := in.repeated()
+	if in.odd || len(in.rest) > 0 {
+		return nil, false
+	}
+	switch number {
+	case fieldGrantWork:
+		return d.grantWork(body)
+	case fieldFinish:
+		return d.finish(body)
+	}
+	return nil, false
+}
+
+func (d *decoder) grantWork(data []byte) (fsm.Command, bool) {
+	var c fsm.GrantWork
+	in := fields{rest: data}
+	for in.next() {
+		switch in.number {
+		case 1:
+			c.JobID = in.integer(1)
+		case 2:
+			c.Miner = d.miners.get(in.bytes(2), &in, validMiner)
+		case 3:
+			id := in.bytes(3)
+			if len(id) != len(c.Instance) {
+				return nil, false
+			}
+			copy(c.Instance[:], id)
+		case 4:
+			c.RequestID = in.integer(4)
+		case 5:
+			c.Chunks = in.integer(5)
+		default:
+			return nil, false
+		}
+	}
+	// A missing name or instance is not plain: it breaks a rule.
+	return c, !in.odd && in.seen&(1<<2|1<<3) == 1<<2|1<<3
+}
+
+func (d *decoder) finish(data []byte) (fsm.Command, bool) {
+	var c fsm.Finish
+	in := fields{rest: data}
+	for in.next() {
+		switch in.number {
+		case 1:
+			c.JobID = in.integer(1)
+		case 2:
+			c.GrantID = in.integer(2)
+		case 3:
+			c.Miner = d.miners.get(in.bytes(3), &in, validMiner)
+		case 4:
+			c.Timestamp = in.integer(4)
+		case 5:
+			nonces, ok := plainRange(in.bytes(5))
+			if !ok {
+				return nil, false
+			}
+			c.Nonces = nonces
+		case 6:
+			c.Receipt = in.integer(6)
+		default:
+			return nil, false
+		}
+	}
+	return c, !in.odd && in.seen&(1<<3|1<<5) == 1<<3|1<<5
+}
+
+func plainRange(data []byte) (r pow.Range, ok bool) {
+	in := fields{rest: data}
+	for in.next() {
+		switch in.number {
+		case 1:
+			r.First = in.integer(1)
+		case 2:
+			r.Last = in.integer(2)
+		default:
+			return r, false
+		}
+	}
+	return r, !in.odd
+}
+
+func validVersion(text []byte) bool { return len(text) <= fsm.MaxVersion && utf8.Valid(text) }
+
+func validMiner(text []byte) bool { return fsm.CheckMinerName(string(text)) == nil }
+
+// names keeps strings that were checked, each once.
+type names map[string]string
+
+// get returns text as a string, the same one each time. Text that is not valid is odd.
+func (k *names) get(text []byte, in *fields, valid func([]byte) bool) string {
+	if known, found := (*k)[string(text)]; found {
+		return known
+	}
+	if !valid(text) {
+		in.odd = true
+		return ""
+	}
+	if *k == nil || len(*k) >= maxNames {
+		*k = make(names)
+	}
+	kept := string(text)
+	(*k)[kept] = kept
+	return kept
+}
+
+// fields walks the fields of a message. Once it met something that is not plain, odd is true and the walk ends.
+type fields struct {
+	rest   []byte
+	number protowire.Number
+	kind   protowire.Type
+	seen   uint64 // bit n: field n was there
+	odd    bool
+}
+
+// next moves to the next field. Its value must be taken before the next call.
+func (f *fields) next() bool {
+	if f.odd || len(f.rest) == 0 {
+		return false
+	}
+	number, kind, n := protowire.ConsumeTag(f.rest)
+	if n < 0 || number > 63 {
+		f.odd = true
+		return false
+	}
+	f.number, f.kind, f.rest = number, kind, f.rest[n:]
+	return true
+}
+
+// once notes that a field is there.
+func (f *fields) once(number protowire.Number) {
+	bit := uint64(1) << number
+	if f.seen&bit != 0 {
+		f.odd = true
+	}
+	f.seen |= bit
+}
+
+func (f *fields) integer(number protowire.Number) uint64 {
+	f.once(number)
+	if f.kind != protowire.VarintType {
+		f.odd = true
+		return 0
+	}
+	value, n := protowire.ConsumeVarint(f.rest)
+	if n < 0 {
+		f.odd = true
+		return 0
+	}
+	f.rest = f.rest[n:]
+	return value
+}
+
+func (f *fields) bytes(number protowire.Number) []byte {
+	f.once(number)
+	return f.repeated()
+}
+
+func (f *fields) repeated() []byte {
+	if f.kind != protowire.BytesType {
+		f.odd = true
+		return nil
+	}
+	value, n := protowire.ConsumeBytes(f.rest)
+	if n < 0 {
+		f.odd = true
+		return nil
+	}
+	f.rest = f.rest[n:]
+	return value
+}

@@ -1,0 +1,59 @@
+// Package audit replays a history and proves what it says. It opens no files and knows no network: records go in, a
+// report comes out.
+//
+// # What Replay verifies
+//
+//   - The chain: each record is the one that was chained to the one before it. The first that is not is named by its
+//     index, and nothing after it is looked at. A record that was removed is missed at the next one.
+//   - The account: from commands and outcomes alone, with its own arithmetic, Replay keeps who owns each nonce. A grant of
+//     what is granted or finished, an answer for what is not held, a chunk below a solution that nobody was ever granted:
+//     each is found, and after every record the account must agree with the state that fsm.State.Apply came to.
+//   - The proofs: every solution and every receipt is hashed with crypto/sha256. Receipts that say that the work was not
+//     done are found by their statistics, see Excess and Receipts. A miner whose ranges were revoked afterwards is
+//     listed, but it is no fault of the history: it was found out.
+//   - One leader a term, jobs one after the other and each step in its order, at most one accepted block a height.
+//   - The head: chain, Merkle tree and state digest, equal to the live ones at the same length, and to every head that was
+//     known before.
+//
+// A history that was cut off at its end is a history too, and one that a majority of forgers chained anew holds in itself.
+// Only a head that somebody else keeps shows these: another server's history, an export's last line, or a known tree.
+//
+// The memory of a replay does not grow with the number of records: it holds the state, the account of the current job, and
+// a row for each name of a miner.
+//
+// # The tree
+//
+// Beside the chain stands a Merkle tree as RFC 6962 §2.1 defines it, in the form of golang.org/x/mod/sumdb/tlog: leaf n is
+// the n-th record, counted from 0, and its bytes are what the chain hashes of it, without the hash before. So a record is
+// proved to be in a history with a few hashes (ProveInclusion), and an older head to be a beginning of a newer one
+// (ProvePrefix).
+//
+// # The export, version 1
+//
+// An export is JSON lines, each ended by a newline and without spaces between tokens:
+//
+//	{"format":"raftmine history","version":1}
+//	{"index":4,"term":2,"data":"...","chain":"...","entry":{...}}      one line a record
+//	{"end":{"records":26,"index":33,"term":2,"chain":"...","tree":"...","state":"..."}}
+//
+//	data     the stored bytes, base64 with padding: a version byte and an Entry of raftmine.fsm.v1
+//	chain    SHA256(chain of the record before || index || term || length of data || data); integers have 8 bytes, big
+//	         endian; before the first record 64 zeros
+//	entry    what data holds, with the outcome of each command, for people and scripts: see Readable
+//	tree     the root of the Merkle tree
+//	state    the state digest of package fsm
+//
+// Hashes are 64 lower-case hex digits. entry follows from data and the records before it, and a reader that trusts nobody
+// compares it: so does Replay. Nothing in an export can be changed without being found.
+//
+// # The block proof, version 1
+//
+// See BlockProof for what it shows. It is one JSON object: format "raftmine block proof", version, cluster_id, head
+// (records, tree), block, and records, each with its role, its number in the tree, the position of the command in it, its
+// index, term and data as in an export, and the path to the root.
+//
+// # Protocol and tuning
+//
+// The forms of exports and proofs, the leaves of the tree and the draw of a Sample are protocol: others compute them too.
+// FalseAlarm and the shares of work that the receipts are tested against are tuning.
+package audit

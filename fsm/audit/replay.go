@@ -1,0 +1,374 @@
+package audit
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"raftmine/fsm"
+	"raftmine/fsm/pow"
+)
+
+// Options say what Replay checks beyond the history itself, and whom it tells. All of it is optional. What the functions
+// return as an error ends the replay.
+type Options struct {
+	// Known are heads that were seen before: the history must begin with each of them. Records and Tree must be set;
+	// Chain and State are compared when they are not zero.
+	Known []Head
+	// EndsAt is asked once, after the last record, for the head that the source itself says it ends with.
+	EndsAt func() (Head, bool)
+
+	Visit    func(Event) error
+	Searched func(Searched) error // each finished range
+	Progress func(records, bytes uint64)
+}
+
+// progressEach is how many records pass between two calls of Options.Progress.
+const progressEach = 1 << 13
+
+// Replay applies the records to a new state, one after the other, and checks everything that package audit promises. A
+// history that does not hold is no error: the report says where. It ends at the first record that is not the one that was
+// chained, because nothing after it means anything; all other findings are collected. The error is the visitor's, or
+// says that the source was told to stop.
+func Replay(records Records, o Options) (*Report, error) {
+	a := newAuditor(o)
+	for record, err := range records {
+		if err != nil {
+			if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+				return nil, err
+			}
+			a.broken(indexOf(err, a.state.Head().Index), KindSource, "%v", err)
+			break
+		}
+		if !a.record(record) || a.err != nil {
+			break
+		}
+	}
+	a.end()
+	return a.report, a.err
+}
+
+// StateAt returns the state as of the last record up to index, which the chain vouches for.
+func StateAt(records Records, index uint64) (*fsm.State, error) {
+	state := fsm.New()
+	var d decoder
+	for record, err := range records {
+		if err != nil {
+			return nil, err
+		}
+		if record.Index > index {
+			if state.Head().Records == 0 {
+				return nil, fmt.Errorf("record %d: the history begins with record %d: %w", index, record.Index, ErrNotFound)
+			}
+			return state, nil
+		}
+		if _, kind, err := apply(state, &d, record); err != nil {
+			return nil, Finding{record.Index, kind, err.Error()}
+		}
+	}
+	if head := state.Head(); head.Records == 0 || head.Index < index {
+		return nil, fmt.Errorf("record %d: the history ends with record %d: %w", index, head.Index, ErrNotFound)
+	}
+	return state, nil
+}
+
+// applied is a record with what it came to.
+type applied struct {
+	entry  fsm.Entry
+	result fsm.Result
+}
+
+// apply applies one record and compares the chain. After an error the state is of no use.
+func apply(state *fsm.State, d *decoder, r Record) (a applied, kind Kind, err error) {
+	before := state.Head()
+	if a.entry, err = d.decode(r.Data); err == nil {
+		a.result, err = state.ApplyEntry(r.Index, r.Term, r.Data, a.entry)
+	}
+	after := state.Head()
+	if err != nil {
+		after = before.Next(r.Index, r.Term, r.Data)
+	}
+	if after.Hash != r.Chain { // whatever else is wrong follows from this
+		return a, KindChain, fmt.Errorf("its chain hash is %s, but it hashes to %s after record %d: it was changed, or "+
+			"records before it were changed, removed or moved", r.Chain, after.Hash, before.Index)
+	}
+	return a, KindEntry, err
+}
+
+// auditor is one replay. Beside the state it keeps its own account, from commands and outcomes alone.
+type auditor struct {
+	o      Options
+	report *Report
+	err    error // of a visitor; the replay ends
+
+	state   *fsm.State
+	decoder decoder
+	tree    tree
+	known   []Head // not reached yet, by Records
+	at      Place  // of the current command
+	bytes   uint64
+	ended   bool // by a record that cannot be believed
+
+	leader        uint64 // who proposes in the current term
+	office        uint64 // who took office last
+	lastUnixMilli uint64 // of the record before the current one
+
+	job       *Job // the last one; nil: none yet
+	work      pow.Work
+	phase     fsm.Phase
+	part      partition
+	lost      bool // the account and the state have parted; until the next job they are not compared again
+	grants    map[uint64]*held
+	byMiner   map[string][]uint64
+	lastGrant uint64
+	accepted  uint64 // height
+	jobMoved  bool   // in the current record
+
+	miners   map[string]*Miner
+	strikes  map[string]uint64 // as the state counts them: forgotten with the miner
+	answered map[string]uint64 // index of the last Revoke, by miner
+}
+
+// held is a grant that is not finished.
+type held struct {
+	id        uint64
+	miner     string
+	all, left pow.Range
+	granted   Place
+}
+
+func newAuditor(o Options) *auditor {
+	a := &auditor{
+		o:        o,
+		report:   &Report{},
+		state:    fsm.New(),
+		known:    append([]Head(nil), o.Known...),
+		grants:   make(map[uint64]*held),
+		byMiner:  make(map[string][]uint64),
+		miners:   make(map[string]*Miner),
+		strikes:  make(map[string]uint64),
+		answered: make(map[string]uint64),
+	}
+	slices.SortFunc(a.known, func(x, y Head) int { return cmp.Compare(x.Records, y.Records) })
+	for i := range a.report.Regrants {
+		a.report.Regrants[i].Reason = reason(i + 1).String()
+	}
+	return a
+}
+
+func (a *auditor) visit(event Event) {
+	if a.o.Visit != nil && a.err == nil {
+		a.err = a.o.Visit(event)
+	}
+}
+
+// broken notes what does not hold.
+func (a *auditor) broken(index uint64, kind Kind, format string, args ...any) {
+	finding := Finding{index, kind, fmt.Sprintf(format, args...)}
+	a.report.find(finding)
+	if kind == KindSource || kind == KindChain || kind == KindEntry {
+		a.ended = true
+	}
+	a.visit(Found{finding})
+}
+
+// wrong is broken at the current record.
+func (a *auditor) wrong(kind Kind, format string, args ...any) {
+	a.broken(a.at.Index, kind, format, args...)
+}
+
+// record takes the next record and reports whether there is sense in going on.
+func (a *auditor) record(r Record) bool {
+	before := a.state.Head()
+	applied, kind, err := apply(a.state, &a.decoder, r)
+	if err != nil {
+		a.report.Head = Head{Records: before.Records, Index: before.Index, Term: before.Term, Chain: before.Hash,
+			Tree: a.tree.root()}
+		a.broken(r.Index, kind, "%v", err)
+		return false
+	}
+	entry := applied.entry
+	a.at = Place{Record: uint64(a.tree.leaves), Index: r.Index, Term: r.Term, UnixMilli: entry.UnixMilli}
+	a.tree.add(r.Index, r.Term, r.Data)
+	a.count(r, entry)
+	if r.Readable != nil {
+		if said := Readable(r, entry, applied.result); !bytes.Equal(said, r.Readable) {
+			a.wrong(KindReadable, "the export says %.200s, its data holds %.200s", r.Readable, said)
+		}
+	}
+	if r.Term != before.Term {
+		a.leader = entry.LeaderID
+	} else if entry.LeaderID != a.leader {
+		a.wrong(KindTerm, "server %d proposed it, but server %d leads in term %d", entry.LeaderID, a.leader, r.Term)
+	}
+	for i, command := range entry.Commands {
+		a.at.Command = i
+		a.command(entry, command, applied.result.Outcomes[i], before)
+	}
+	for _, event := range applied.result.Events {
+		if e, ok := event.(fsm.ServerChanged); ok {
+			a.report.ServerChanges++
+			if !e.Server.Up && e.Reason != "added" {
+				a.cell().Faults++
+			}
+			a.visit(ServerChanged{Server: e.Server, Reason: e.Reason, At: a.at})
+		}
+	}
+	a.lastUnixMilli = entry.UnixMilli
+	a.compare()
+	for len(a.known) > 0 && a.known[0].Records <= uint64(a.tree.leaves) {
+		a.compareHead(a.known[0])
+		a.known = a.known[1:]
+	}
+	if a.o.Progress != nil && a.tree.leaves%progressEach == 0 {
+		a.o.Progress(uint64(a.tree.leaves), a.bytes)
+	}
+	return true
+}
+
+func (a *auditor) count(r Record, entry fsm.Entry) {
+	a.bytes += uint64(len(r.Data))
+	report := a.report
+	if a.at.Record == 0 {
+		report.FirstIndex, report.FromUnixMilli = r.Index, entry.UnixMilli
+	}
+	report.Bytes = a.bytes
+	report.Commands += uint64(len(entry.Commands))
+	report.FromUnixMilli = min(report.FromUnixMilli, entry.UnixMilli)
+	report.ToUnixMilli = max(report.ToUnixMilli, entry.UnixMilli)
+	a.cell().Records++
+}
+
+func (a *auditor) cell() *Cell { return a.report.Strip.at(a.at.UnixMilli) }
+
+// compareHead compares a head that was seen before with the history at that length.
+func (a *auditor) compareHead(known Head) {
+	root := a.tree.root()
+	switch {
+	case known.Tree != root:
+		a.wrong(KindHead, "the first %d records have the tree %s, the known head says %s: one of them is another history",
+			known.Records, root, known.Tree)
+	case known.Chain != pow.Hash{} && known.Chain != a.state.Head().Hash:
+		a.wrong(KindHead, "after %d records the chain is at %s, the known head says %s", known.Records, a.state.Head().Hash,
+			known.Chain)
+	case known.State != pow.Hash{} && known.State != a.state.Digest():
+		a.wrong(KindHead, "after %d records the state digest is %s, the known head says %s", known.Records, a.state.Digest(),
+			known.State)
+	}
+}
+
+// compare compares the account with the state's own.
+func (a *auditor) compare() {
+	if a.job == nil || a.lost {
+		return
+	}
+	counts, chunks := a.state.Counts(), &a.part.chunks
+	if counts.Pending != chunks[untouched]+chunks[returned] || counts.Granted != chunks[granted] ||
+		counts.Finished != chunks[finished] {
+		a.lost = true
+		a.wrong(KindPartition, "job %d: the state has %d chunks pending, %d granted and %d finished, the audit counts %d, %d and %d",
+			a.job.ID, counts.Pending, counts.Granted, counts.Finished, chunks[untouched]+chunks[returned], chunks[granted],
+			chunks[finished])
+		return
+	}
+	if !a.jobMoved {
+		return
+	}
+	a.jobMoved = false
+	if job, _ := a.state.Job(); job.ID != a.job.ID || job.Phase != a.phase || job.Round != a.job.Rounds ||
+		job.Timestamp != a.job.Timestamp {
+		a.lost = true
+		a.wrong(KindJob, "the state is at job %d, %s, round %d; the audit at job %d, %s, round %d",
+			job.ID, job.Phase, job.Round, a.job.ID, a.phase, a.job.Rounds)
+	}
+	held := 0
+	for grant := range a.state.Grants() {
+		held++
+		if own := a.grants[grant.ID]; own == nil || own.miner != grant.Miner || own.left != grant.Nonces {
+			a.lost = true
+			a.wrong(KindPartition, "the state has %s granted to miner %s as grant %d, the audit has not", grant.Nonces,
+				grant.Miner, grant.ID)
+		}
+	}
+	if held != len(a.grants) {
+		a.lost = true
+		a.wrong(KindPartition, "the state has %d grants, the audit %d", held, len(a.grants))
+	}
+}
+
+// end completes the report.
+func (a *auditor) end() {
+	report := a.report
+	if head := a.state.Head(); !a.ended || report.Head == (Head{}) {
+		report.Head = Head{Records: uint64(a.tree.leaves), Index: head.Index, Term: head.Term, Chain: head.Hash,
+			Tree: a.tree.root()}
+		if !a.ended {
+			report.Head.State = a.state.Digest()
+		}
+	}
+	if !a.ended {
+		a.compareEnd()
+		if err := a.state.Check(); err != nil {
+			a.broken(report.Head.Index, KindEntry, "the state that it comes to cannot be: %v", err)
+		}
+	}
+	for _, m := range sortedMiners(a.miners) {
+		if m.Receipts.Implausible() && a.answered[m.Name] < m.Receipts.Flagged.Index {
+			share, low, high := m.Receipts.Share()
+			a.broken(m.Receipts.Flagged.Index, KindWork, "miner %s: after %d ranges its receipts say that the work was not "+
+				"done; over all %d ranges about %.1f %% of it was (%.1f to %.1f %%, 95 times of 100)", m.Name,
+				m.Receipts.FlaggedAfter, m.Receipts.Ranges, 100*share, 100*low, 100*high)
+		}
+	}
+	report.ClusterID = a.state.ClusterID()
+	report.Office = a.state.Office()
+	report.Servers = a.state.Servers()
+	report.Miners = sortedMiners(a.miners)
+	if a.job != nil && a.phase != fsm.PhaseClosed {
+		a.job.Searched = a.part.below(0)
+		report.OpenJob = a.job.told()
+	}
+	if a.o.Progress != nil {
+		a.o.Progress(uint64(a.tree.leaves), a.bytes)
+	}
+}
+
+// compareEnd compares the end with what is known of it.
+func (a *auditor) compareEnd() {
+	if a.tree.leaves == 0 {
+		a.broken(0, KindSource, "the history is empty")
+	}
+	for _, known := range a.known {
+		a.broken(a.report.Head.Index, KindHead, "the history ends after %d records, the known head has %d: it was cut off",
+			a.tree.leaves, known.Records)
+	}
+	if a.o.EndsAt == nil {
+		return
+	}
+	if end, ok := a.o.EndsAt(); ok && end != a.report.Head {
+		a.broken(a.report.Head.Index, KindHead, "it says of its end: %s; it ends with: %s", end, a.report.Head)
+	}
+}
+
+// String is one line.
+func (h Head) String() string {
+	return fmt.Sprintf("%d records, the last one %d of term %d, chain %s, tree %s, state %s", h.Records, h.Index, h.Term,
+		h.Chain, h.Tree, h.State)
+}
+
+// indexed is an error of a source that knows which record it is about.
+type indexed interface {
+	error
+	RecordIndex() uint64
+}
+
+func indexOf(err error, last uint64) uint64 {
+	var known indexed
+	if errors.As(err, &known) {
+		return known.RecordIndex()
+	}
+	return last
+}

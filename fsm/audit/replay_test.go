@@ -1,0 +1,226 @@
+package audit
+
+import (
+	"slices"
+	"testing"
+
+	"raftmine/fsm"
+	"raftmine/fsm/pow"
+)
+
+func TestHonestHistoryHolds(t *testing.T) {
+	for seed := range uint64(6) {
+		w := history(t, seed, 8, 12)
+		events := map[string]int{}
+		report := replay(t, w.records, Options{Visit: func(e Event) error {
+			switch e := e.(type) {
+			case TookOffice:
+				events["terms"]++
+			case Regranted:
+				events["regrants"]++
+			case JobEnded:
+				events["jobs"]++
+				if s := e.Job.Solution; s != nil && (!s.Nonces.Contains(s.Nonce) || e.Job.Below.Gaps != 0) {
+					t.Errorf("job %d: %+v", e.Job.ID, e.Job)
+				}
+			}
+			return nil
+		}})
+		if !report.Holds() {
+			t.Fatalf("seed %d: %v", seed, report.Findings)
+		}
+		if report.Head.State != w.state.Digest() || report.Head.Chain != w.state.Head().Hash || report.Head.Records != uint64(len(w.records)) {
+			t.Errorf("seed %d: it ends with %s", seed, report.Head)
+		}
+		settled := report.Verdicts[fsm.VerdictSuccess] + report.Verdicts[fsm.VerdictWrong] + report.Verdicts[fsm.VerdictStale] +
+			report.Verdicts[fsm.VerdictUnknown]
+		if settled != 12 || report.Verdicts[fsm.VerdictSuccess] != w.state.Accepted() || report.Terms != uint64(events["terms"]) ||
+			report.Takeovers == 0 || events["regrants"] == 0 || report.Ranges == 0 {
+			t.Errorf("seed %d: %+v", seed, report)
+		}
+		var nonces uint64
+		for _, m := range report.Miners {
+			nonces += m.Receipts.Nonces
+		}
+		if nonces != report.Nonces {
+			t.Errorf("seed %d: miners did %d nonces of %d", seed, nonces, report.Nonces)
+		}
+	}
+}
+
+func TestHistoriesTakeEveryTurn(t *testing.T) {
+	var sum Report
+	for seed := range uint64(6) {
+		r := replay(t, history(t, seed, 8, 12).records, Options{})
+		sum.Rolls += r.Rolls
+		sum.Stale += r.Stale
+		sum.Revoked += r.Revoked
+		for i := range r.Regrants {
+			sum.Regrants[i].Ranges += r.Regrants[i].Ranges
+		}
+	}
+	if sum.Rolls == 0 || sum.Stale == 0 || sum.Revoked == 0 || slices.ContainsFunc(sum.Regrants[:], func(r Regrant) bool { return r.Ranges == 0 }) {
+		t.Errorf("the histories lack something: %+v", sum)
+	}
+}
+
+// TestTamperedRecordIsNamed changes one thing in the middle of a history, everything else left as it is.
+func TestTamperedRecordIsNamed(t *testing.T) {
+	w := history(t, 1, 6, 6)
+	n := len(w.records)
+	for name, row := range map[string]struct {
+		tamper func([]Record) []Record
+		at     int // position of the record that must be named, in w.records
+		kind   Kind
+	}{
+		"flipped byte": {func(r []Record) []Record {
+			r[n/2].Data = slices.Clone(r[n/2].Data)
+			r[n/2].Data[len(r[n/2].Data)/2] ^= 1
+			return r
+		}, n / 2, KindChain},
+		"changed chain":        {func(r []Record) []Record { r[n/2].Chain[7] ^= 1; return r }, n / 2, KindChain},
+		"changed index":        {func(r []Record) []Record { r[n/2].Index = r[n/2-1].Index; return r }, n/2 - 1, KindChain},
+		"changed term":         {func(r []Record) []Record { r[n-1].Term++; return r }, n - 1, KindChain},
+		"removed record":       {func(r []Record) []Record { return slices.Delete(r, n/2, n/2+1) }, n/2 + 1, KindChain},
+		"reordered pair":       {func(r []Record) []Record { r[n/2], r[n/2+1] = r[n/2+1], r[n/2]; return r }, n/2 + 1, KindChain},
+		"first record removed": {func(r []Record) []Record { return r[1:] }, 1, KindChain},
+		"repeated record":      {func(r []Record) []Record { return slices.Insert(r, n/2, r[n/2-1]) }, n/2 - 1, KindChain},
+	} {
+		report := replay(t, row.tamper(slices.Clone(w.records)), Options{})
+		if first, found := report.First(); !found || first.Index != w.records[row.at].Index || first.Kind != row.kind {
+			t.Errorf("%s: found %v, want %s at %d", name, report.Findings, row.kind, w.records[row.at].Index)
+		}
+		if report.FindingCount != 1 {
+			t.Errorf("%s: %d findings", name, report.FindingCount)
+		}
+	}
+}
+
+// Every byte of every record's data is covered.
+func TestEveryFlippedByteIsFound(t *testing.T) {
+	w := history(t, 2, 3, 1)
+	w.records = w.records[:min(len(w.records), 12)]
+	for i := range w.records {
+		for at := range w.records[i].Data {
+			records := slices.Clone(w.records)
+			records[i].Data = slices.Clone(records[i].Data)
+			records[i].Data[at] ^= 1 << (at % 8)
+			if first, _ := replay(t, records, Options{}).First(); first.Index != records[i].Index || first.Kind != KindChain {
+				t.Fatalf("byte %d of record %d: found %v", at, records[i].Index, first)
+			}
+		}
+	}
+}
+
+// rechain makes the chain of a changed history whole again, as a forger would.
+func rechain(records []Record) []Record {
+	var head fsm.Head
+	for i := range records {
+		head = head.Next(records[i].Index, records[i].Term, records[i].Data)
+		records[i].Chain = head.Hash
+	}
+	return records
+}
+
+func TestTruncationAndForgeryAreSeenAgainstAKnownHead(t *testing.T) {
+	w := history(t, 3, 6, 6)
+	head := replay(t, w.records, Options{}).Head
+	short := w.records[:len(w.records)-3]
+	older := replay(t, short, Options{}).Head
+	for name, row := range map[string]struct {
+		records []Record
+		known   Head
+		index   uint64 // 0: it holds
+	}{
+		"whole":                 {w.records, head, 0},
+		"another chain":         {w.records, Head{Records: older.Records, Tree: older.Tree, Chain: head.Chain}, short[len(short)-1].Index},
+		"another state":         {w.records, Head{Records: older.Records, Tree: older.Tree, State: head.State}, short[len(short)-1].Index},
+		"grown":                 {w.records, older, 0},
+		"only records and tree": {w.records, Head{Records: older.Records, Tree: older.Tree}, 0},
+		"cut off":               {short, head, short[len(short)-1].Index},
+		"forged": {rechain(func() []Record {
+			r := slices.Clone(w.records)
+			return slices.Delete(r, 1, 2)
+		}()), Head{Records: older.Records, Tree: older.Tree}, w.records[len(short)].Index},
+	} {
+		first, found := replay(t, row.records, Options{Known: []Head{row.known}}).First()
+		if found != (row.index != 0) || first.Index != row.index || found && first.Kind != KindHead {
+			t.Errorf("%s: found %v, want index %d", name, first, row.index)
+		}
+	}
+}
+
+// TestReplacedReceiptIsNamedEvenWhenRechained: another nonce of the range is a valid receipt, but not a plausible one.
+func TestReplacedReceiptIsNamedEvenWhenRechained(t *testing.T) {
+	w := newWorld(t, 5)
+	w.bits = 40
+	m := w.miner("a", 1)
+	w.open(1_000_000, 5_000)
+	for range 30 {
+		w.commit(w.grantCommand(m, 1))
+		w.answer(m)
+	}
+	if r := replay(t, w.records, Options{}); !r.Holds() {
+		t.Fatal(r.Findings)
+	}
+	for i := range w.records {
+		entry, err := fsm.DecodeEntry(w.records[i].Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, ok := entry.Commands[0].(fsm.Finish)
+		if !ok {
+			continue
+		}
+		records := slices.Clone(w.records)
+		c.Receipt = c.Nonces.First + (c.Receipt-c.Nonces.First+1)%c.Nonces.Len()
+		work := w.current().Work()
+		if Excess(c.Nonces.Len(), work.Bits, work.Digest(c.Receipt)) < 40 {
+			continue // one of 2^7: nearly as good a digest by chance
+		}
+		entry.Commands = []fsm.Command{c}
+		if records[i].Data, err = fsm.EncodeEntry(entry); err != nil {
+			t.Fatal(err)
+		}
+		if first, _ := replay(t, records, Options{}).First(); first.Index != records[i].Index || first.Kind != KindChain {
+			t.Errorf("record %d: found %v", records[i].Index, first)
+		}
+		if first, _ := replay(t, rechain(records), Options{}).First(); first.Index != records[i].Index || first.Kind != KindWork {
+			t.Errorf("record %d, chained anew: found %v", records[i].Index, first)
+		}
+	}
+}
+
+func TestTwoLeadersInOneTermAreFound(t *testing.T) {
+	w := history(t, 4, 4, 2)
+	w.leader++
+	w.commit(fsm.Strike{Miner: "miner-0", Reason: "wrong"})
+	if first, _ := replay(t, w.records, Options{}).First(); first.Index != w.index || first.Kind != KindTerm {
+		t.Errorf("found %v, want %s at %d", first, KindTerm, w.index)
+	}
+}
+
+func TestStateAtIsTheStateThen(t *testing.T) {
+	w := newWorld(t, 6)
+	w.miner("a", 1)
+	digests := map[uint64]pow.Hash{}
+	for range 200 {
+		if w.current().ID == 0 || w.current().Phase == fsm.PhaseClosed {
+			w.open(1_990, 20)
+		}
+		w.step()
+		digests[w.index] = w.state.Digest()
+	}
+	for index, digest := range digests {
+		state, err := StateAt(recordsOf(w.records), index)
+		if err != nil || state.Digest() != digest {
+			t.Fatalf("record %d: %v", index, err)
+		}
+	}
+	if _, err := StateAt(recordsOf(w.records), w.index+1); err == nil {
+		t.Error("a record after the end was found")
+	}
+	if _, err := StateAt(recordsOf(w.records), 0); err == nil {
+		t.Error("a record before the beginning was found")
+	}
+}
