@@ -23,6 +23,7 @@ import (
 type testNet struct {
 	mu        sync.Mutex
 	listeners map[string]*testListener
+	watches   map[string]*testListener // of the watch streams
 	nodes     map[string]*Node
 	mute      map[string]bool // accepts and answers nothing
 	next      int
@@ -31,6 +32,7 @@ type testNet struct {
 func newTestNet() *testNet {
 	return &testNet{
 		listeners: make(map[string]*testListener),
+		watches:   make(map[string]*testListener),
 		nodes:     make(map[string]*Node),
 		mute:      make(map[string]bool),
 		next:      7000,
@@ -56,6 +58,7 @@ func (n *testNet) listen() *testListener {
 		closed:  make(chan struct{}),
 	}
 	n.listeners[l.address] = l
+	n.watches[l.address] = &testListener{net: n, address: l.address, conns: make(chan net.Conn), closed: make(chan struct{})}
 	return l
 }
 
@@ -73,6 +76,9 @@ func (l *testListener) Close() error {
 		close(l.closed)
 		l.net.mu.Lock()
 		defer l.net.mu.Unlock()
+		if l.net.watches[l.address] == l {
+			return // the address lives on
+		}
 		delete(l.net.listeners, l.address)
 		delete(l.net.nodes, l.address)
 	})
@@ -89,6 +95,20 @@ func (n *testNet) dial(address string, timeout time.Duration) (net.Conn, error) 
 	n.mu.Lock()
 	to := n.listeners[address]
 	n.mu.Unlock()
+	return n.connect(to, address, timeout)
+}
+
+func (n *testNet) dialWatch(_ context.Context, address string) (net.Conn, error) {
+	n.mu.Lock()
+	to := n.watches[address]
+	if n.listeners[address] == nil {
+		to = nil
+	}
+	n.mu.Unlock()
+	return n.connect(to, address, watchTimeout)
+}
+
+func (n *testNet) connect(to *testListener, address string, timeout time.Duration) (net.Conn, error) {
 	if to == nil {
 		return nil, fmt.Errorf("dial %s: %w", address, syscall.ECONNREFUSED)
 	}
@@ -242,6 +262,7 @@ func (s *testServer) open(join ...string) error {
 	config := s.template
 	config.DataDir = dir
 	config.Stream = listener
+	config.WatchListener, config.DialWatch = s.net.watches[listener.address], s.net.dialWatch
 	config.Advertise = listener.address
 	config.Bootstrap = len(join) == 0
 	config.Join = join

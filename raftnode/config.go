@@ -84,6 +84,10 @@ type Config struct {
 
 	// Stream, when not nil, carries Raft in place of Listener.
 	Stream raft.StreamLayer
+	// WatchListener and DialWatch, when not nil, carry the watch streams in place of Listener. With Stream and without
+	// them there are no watch streams.
+	WatchListener net.Listener
+	DialWatch     func(ctx context.Context, address string) (net.Conn, error)
 	// OpenStores opens the Raft log and snapshots under a directory: OpenBoltStores.
 	OpenStores func(dir string, fresh bool, logger *slog.Logger) (*Stores, error)
 	// Probe dials an address and hangs up. It returns an error matching syscall.ECONNREFUSED when the port refuses.
@@ -125,6 +129,11 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Probe == nil {
 		c.Probe = probeTCP
+	}
+	if c.DialWatch == nil {
+		c.DialWatch = func(ctx context.Context, address string) (net.Conn, error) {
+			return dialTagged(ctx, address, tagWatch)
+		}
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -37,6 +37,7 @@ type peer struct {
 	missed   int       // heartbeats in a row
 	lastMiss time.Time // when the last of them was sent
 	refused  int       // dials in a row; 0 as soon as anything else happens
+	silent   time.Time // when present became false, or when this server began to ask
 	since    time.Time // of the first answer of the run
 	last     time.Time // of the last answer, of a heartbeat or of a question in between
 	report   ServerReport
@@ -134,9 +135,12 @@ func (n *Node) keepHeartbeats(ctx context.Context) {
 				continue
 			}
 			peerCtx, end := context.WithCancel(ctx)
-			p := &peer{id: id, kick: make(chan struct{}, 1), end: end}
+			p := &peer{id: id, kick: make(chan struct{}, 1), end: end, silent: time.Now()}
 			n.peers.byID[id] = p
 			work.Go(func() { n.heartbeats(peerCtx, p) })
+			if n.watchListener() != nil {
+				work.Go(func() { n.watch(peerCtx, p) })
+			}
 		}
 		n.peers.mu.Unlock()
 		select {
@@ -193,9 +197,8 @@ func (n *Node) beat(ctx context.Context, p *peer) {
 		refused = n.probe(ctx, address, err)
 	}
 	n.peers.mu.Lock()
-	p.refused = refused
-	if err != nil {
-		p.present, p.answered = false, 0
+	if p.refused = refused; err != nil {
+		p.fail(time.Now())
 		if sent.Sub(p.lastMiss) >= n.config.Heartbeat*9/10 {
 			p.missed++
 			p.lastMiss = sent
@@ -209,6 +212,14 @@ func (n *Node) beat(ctx context.Context, p *peer) {
 	}
 	n.peers.mu.Unlock()
 	poke(n.govern)
+}
+
+// fail records that the server did not answer.
+func (p *peer) fail(now time.Time) {
+	if p.present {
+		p.silent = now
+	}
+	p.present, p.answered = false, 0
 }
 
 // take records an answer.

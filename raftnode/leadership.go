@@ -16,8 +16,8 @@ const (
 	// retryFirst and retryMost bound the pause before what failed within a term is tried again.
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 5 * time.Second
-	// transferPauseFirst and transferPauseMost bound the pause after a leadership transfer. It doubles with each one, and
-	// a quiet while of transferPauseMost forgets them.
+	// transferPauseFirst and transferPauseMost bound the pause after a leadership transfer. It doubles with each one that
+	// did not help; one that did, and a quiet while of transferPauseMost, forget them.
 	transferPauseFirst = time.Second
 	transferPauseMost  = time.Minute
 	// transferCatchUp is how long a transfer waits for its target, with proposals held.
@@ -55,6 +55,9 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint
 		})
 	}
 	work.Go(func() { n.watchLeadership(ctx, lead) })
+	if listener := n.watchListener(); listener != nil {
+		work.Go(func() { n.serveWatches(ctx, listener) })
+	}
 	if n.onlyVoter() {
 		// Nobody else could win or object, so there is nothing to wait for.
 		if err := n.callElection(ctx, n.id); err != nil {
@@ -204,6 +207,9 @@ func (p *transferPace) attempt(now time.Time) {
 	p.next = now.Add(p.pause)
 }
 
+// helped forgets the attempts that did not help before.
+func (p *transferPace) helped() { p.pause = 0 }
+
 // preferLowest hands leadership to the lowest id that is up, when that is another, a voter, caught up, and answers. That
 // it is stable the table says: after a restart of the whole cluster nobody waits for two heartbeats again.
 func (n *Node) preferLowest(ctx context.Context, servers []raft.Server) {
@@ -218,7 +224,9 @@ func (n *Node) preferLowest(ctx context.Context, servers []raft.Server) {
 		return
 	}
 	n.transferTry.attempt(time.Now())
-	if err := n.transfer(ctx, lowest); err != nil && ctx.Err() == nil {
+	if err := n.transfer(ctx, lowest); err == nil {
+		n.transferTry.helped()
+	} else if ctx.Err() == nil {
 		n.log.Info("leadership transfer did not succeed", "to", lowest, "error", err)
 	}
 }
@@ -329,6 +337,7 @@ func (n *Node) Stop(ctx context.Context) error {
 		return err
 	}
 	n.stopping.Store(true)
+	n.watchers.leave()
 	var stopped bool
 	n.View(func(v fsm.View) { stopped = v.Stopped() })
 	if stopped {

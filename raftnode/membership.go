@@ -51,7 +51,8 @@ func (n *Node) lookAround(ctx context.Context, work *sync.WaitGroup) {
 		work.Go(func() {
 			if refused := n.probe(ctx, n.book.address(id), nil); refused >= refusedDials {
 				n.peers.mu.Lock()
-				p.present, p.refused, p.answered = false, refused, 0
+				p.fail(time.Now())
+				p.refused = refused
 				n.peers.mu.Unlock()
 				poke(n.govern)
 			}
@@ -204,7 +205,7 @@ func (s *peerSet) lost(id uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p, ok := s.byID[id]; ok && p.present {
-		p.present, p.answered = false, 0
+		p.fail(time.Now())
 		poke(p.kick)
 	}
 }

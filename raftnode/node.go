@@ -44,6 +44,7 @@ type Node struct {
 	commits   committer
 	entry     *registry.Published
 	peers     peerSet
+	watchers  watchers
 
 	term        atomic.Uint64 // the term in which this server is in office; 0: it is not
 	stopping    atomic.Bool   // a planned stop has begun

@@ -18,8 +18,14 @@ import (
 // These benchmarks run whole clusters of real processes. Each iteration is one experiment of fixed length: run them
 // with -benchtime 1x, and quote the metrics, not the time an operation took.
 
-// startBenchCluster starts servers as "raftmine run" does, with our own web service.
+// startBenchCluster starts three servers as "raftmine run" does, with our own web service.
 func startBenchCluster(b *testing.B, zeros int, flags ...string) *cluster {
+	b.Helper()
+	return startBenchServers(b, 3, zeros, flags...)
+}
+
+// startBenchServers does so with any number of servers.
+func startBenchServers(b *testing.B, servers, zeros int, flags ...string) *cluster {
 	b.Helper()
 	dir, err := os.MkdirTemp("", "raftmine-bench-")
 	if err != nil {
@@ -41,7 +47,7 @@ func startBenchCluster(b *testing.B, zeros int, flags ...string) *cluster {
 	if err := c.startWebService(b.Context(), zeros, 0); err != nil {
 		b.Fatal(err)
 	}
-	if err := c.startServers(b.Context(), 3, flags); err != nil {
+	if err := c.startServers(b.Context(), servers, flags); err != nil {
 		b.Fatal(err)
 	}
 	if _, err := c.settledBlocks(b.Context()); err != nil {

@@ -1,0 +1,279 @@
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"raftmine/fsm"
+)
+
+// What the watched side of a stream says, one byte each. Protocol. The watching side says only its hello.
+const (
+	watchServed  = 0x06 // the hello was right, and this server lives
+	watchLeaving = 0x04 // a planned stop has begun: the end of this stream is no crash
+)
+
+// Tuning of the watch streams.
+const (
+	watchTimeout    = time.Second           // of a dial, and of the greeting
+	watchPauseFirst = time.Millisecond      // a dying process closes its port within some of these
+	watchPauseMost  = time.Second           // between tries to reach a server that is not there
+	watchDoubt      = 2 * time.Second       // how long the end of a stream may take to be confirmed
+	heirPause       = 60 * time.Millisecond // between the elections that the heirs of a dead leader call
+	heirLook        = 5 * time.Millisecond
+)
+
+// watchers are the streams of those who watch this server.
+type watchers struct {
+	mu      sync.Mutex
+	conns   map[net.Conn]struct{}
+	leaving bool
+}
+
+// watchListener returns nil when there are no watch streams.
+func (n *Node) watchListener() net.Listener {
+	if n.config.WatchListener == nil && n.config.Stream == nil {
+		return n.config.Listener.Watch()
+	}
+	return n.config.WatchListener
+}
+
+// serveWatches answers those who watch this server, until ctx ends.
+func (n *Node) serveWatches(ctx context.Context, listener net.Listener) {
+	defer context.AfterFunc(ctx, func() { listener.Close() })()
+	var work sync.WaitGroup
+	defer work.Wait()
+	for {
+		conn, err := listener.Accept()
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if err == nil {
+				conn.Close()
+			}
+			return
+		}
+		if err != nil {
+			if !sleep(ctx, watchPauseFirst) {
+				return
+			}
+			continue
+		}
+		work.Go(func() { n.serveWatch(ctx, conn) })
+	}
+}
+
+// serveWatch holds one stream: its end is what tells the other side that this process died.
+func (n *Node) serveWatch(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	conn.SetDeadline(time.Now().Add(watchTimeout))
+	var got hello
+	if _, err := io.ReadFull(conn, got[:]); err != nil || got != newHello(n.clusterID, n.id) {
+		return
+	}
+	if !n.watchers.add(conn) {
+		return
+	}
+	defer n.watchers.remove(conn)
+	conn.SetDeadline(time.Time{})
+	var more [1]byte
+	conn.Read(more[:]) // nothing more is said: it returns when the stream ends
+}
+
+// add greets a stream, and reports whether that worked.
+func (w *watchers) add(conn net.Conn) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	greeting := []byte{watchServed}
+	if w.leaving {
+		greeting = append(greeting, watchLeaving)
+	}
+	if _, err := conn.Write(greeting); err != nil {
+		return false
+	}
+	if w.conns == nil {
+		w.conns = make(map[net.Conn]struct{})
+	}
+	w.conns[conn] = struct{}{}
+	return true
+}
+
+func (w *watchers) remove(conn net.Conn) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.conns, conn)
+}
+
+// leave tells all who watch that a planned stop has begun. A byte always fits into a stream on which nothing else is said.
+func (w *watchers) leave() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.leaving {
+		return
+	}
+	w.leaving = true
+	for conn := range w.conns {
+		conn.SetWriteDeadline(time.Now().Add(watchTimeout))
+		conn.Write([]byte{watchLeaving}) // a stream that broke tells the same in its way
+	}
+}
+
+// watch keeps a stream to one other server until ctx ends. When it ends although nobody said so, and the port where it
+// went refuses twice, the process behind it is dead: a paused one keeps both.
+func (n *Node) watch(ctx context.Context, p *peer) {
+	pause := watchPauseFirst
+	var doubt string // where a stream went that ended
+	var since time.Time
+	var leaving bool
+	refused := 0
+	for {
+		address := doubt
+		if doubt == "" {
+			address = n.book.address(p.id)
+		}
+		conn, err := n.openWatch(ctx, p.id, address)
+		switch {
+		case err == nil:
+			began := time.Now()
+			leaving = n.holdWatch(ctx, p, conn)
+			if ctx.Err() != nil {
+				return
+			}
+			doubt, since, refused = address, time.Now(), 0
+			if since.Sub(began) > watchPauseMost {
+				pause = watchPauseFirst
+			}
+			continue // the first dial at once
+		case doubt == "":
+		case errors.Is(err, syscall.ECONNREFUSED):
+			if refused++; refused < refusedDials {
+				continue
+			}
+			doubt = ""
+			n.serverDied(ctx, p, leaving)
+		default:
+			if refused = 0; time.Since(since) > watchDoubt {
+				doubt = "" // perhaps it moved
+			}
+		}
+		if !sleep(ctx, pause) {
+			return
+		}
+		pause = min(2*pause, watchPauseMost)
+	}
+}
+
+// openWatch returns a stream that the right server serves.
+func (n *Node) openWatch(ctx context.Context, id uint64, address string) (net.Conn, error) {
+	if address == "" {
+		return nil, errUnknownAddress
+	}
+	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
+	defer cancel()
+	conn, err := n.config.DialWatch(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
+	greeting := newHello(n.clusterID, id)
+	var answer [1]byte
+	if _, err = conn.Write(greeting[:]); err == nil {
+		_, err = io.ReadFull(conn, answer[:])
+	}
+	if err == nil && answer[0] != watchServed {
+		err = errors.New("watch stream answered with an unknown byte")
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
+}
+
+// holdWatch reads a stream until it ends, and reports whether the other side said that it is leaving.
+func (n *Node) holdWatch(ctx context.Context, p *peer, conn net.Conn) (leaving bool) {
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	n.log.Debug("watching server", "peer", p.id)
+	var said [1]byte
+	for {
+		if _, err := io.ReadFull(conn, said[:]); err != nil {
+			n.log.Debug("watch stream ended", "peer", p.id, "leaving", leaving, "error", err)
+			return leaving
+		}
+		if said[0] == watchLeaving {
+			leaving = true
+			n.peers.leaving(p.id)
+		}
+	}
+}
+
+// serverDied acts on the proof that the process of a server is gone.
+func (n *Node) serverDied(ctx context.Context, p *peer, leaving bool) {
+	n.log.Info("server died", "peer", p.id, "announced", leaving)
+	n.peers.mu.Lock()
+	p.fail(time.Now())
+	p.refused = refusedDials
+	n.peers.mu.Unlock()
+	poke(n.govern)
+	if !leaving {
+		n.succeed(ctx, p.id)
+	}
+}
+
+// succeed makes this server call an election when it is the lowest voter that survives a dead leader whom it followed,
+// the next one heirPause later when there is still no leader, and so on. Raft's own timers go on beside it. This passes
+// over pre-vote and leader stickiness, so a leader that only seemed dead may overlap with the next for one lease.
+func (n *Node) succeed(ctx context.Context, dead uint64) {
+	_, id := n.raft.LeaderWithID()
+	if leader := serverID(id); leader != dead && (leader != 0 || n.inOffice() != dead) {
+		return
+	}
+	for began := time.Now(); n.mayCallElection(dead); {
+		wait := time.Duration(n.rank())*heirPause - time.Since(began)
+		if wait > 0 {
+			if !sleep(ctx, min(wait, heirLook)) {
+				return
+			}
+			continue
+		}
+		n.log.Info("leader died, calling an election", "leader", dead)
+		if err := n.callElection(ctx, n.id); err != nil {
+			n.log.Debug("immediate election failed, waiting for the timeout", "error", err)
+		}
+		return
+	}
+}
+
+// mayCallElection reports whether this server still waits for a successor of a dead leader. A non-voter must never
+// call: Raft checks nothing there.
+func (n *Node) mayCallElection(dead uint64) bool {
+	_, id := n.raft.LeaderWithID()
+	leader := serverID(id)
+	var over bool
+	n.View(func(v fsm.View) { over = v.Stopped() })
+	return (leader == dead || leader == 0) && n.raft.State() == raft.Follower && isVoter(n.configuration(), n.id) &&
+		!over && !n.stopping.Load()
+}
+
+// inOffice returns the last leader that the log knows; 0: none.
+func (n *Node) inOffice() (id uint64) {
+	n.View(func(v fsm.View) { id = v.Office().ServerID })
+	return id
+}
+
+// rank returns how many voters with lower ids are, as far as known, alive and staying.
+func (n *Node) rank() (rank int) {
+	for _, server := range n.configuration() {
+		id := serverID(server.ID)
+		if p, ok := n.peers.get(id); id < n.id && server.Suffrage == raft.Voter && ok && p.refused < refusedDials && !p.left {
+			rank++
+		}
+	}
+	return rank
+}
