@@ -145,6 +145,14 @@ func (n *testNet) call(ctx context.Context, address string) (*Node, error) {
 	return node, nil
 }
 
+// cut makes an address refuse.
+func (n *testNet) cut(address string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.listeners, address)
+	delete(n.nodes, address)
+}
+
 func (n *testNet) setMute(address string, mute bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -315,12 +323,7 @@ func (s *testServer) kill() {
 	if s.node == nil {
 		return
 	}
-	s.net.mu.Lock()
-	if l := s.net.listeners[s.node.Address()]; l != nil {
-		delete(s.net.listeners, s.node.Address())
-		delete(s.net.nodes, s.node.Address())
-	}
-	s.net.mu.Unlock()
+	s.net.cut(s.node.Address())
 	if err := s.node.Close(); err != nil {
 		s.t.Error(err)
 	}
@@ -334,6 +337,8 @@ type testCluster struct {
 	t       *testing.T
 	net     *testNet
 	servers []*testServer // server i+1
+
+	background sync.WaitGroup
 }
 
 func newTestCluster(t *testing.T, size int, change ...func(*Config)) *testCluster {
@@ -364,6 +369,7 @@ func (c *testCluster) close() {
 	for _, s := range c.servers {
 		s.kill()
 	}
+	c.background.Wait()
 }
 
 func (c *testCluster) wait(what string, done func() bool) {

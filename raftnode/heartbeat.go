@@ -282,7 +282,14 @@ func (n *Node) heartbeatRequest() HeartbeatRequest {
 		LeaderID:      serverID(leader),
 		SentUnixMilli: uint64(max(0, n.config.Now().UnixMilli())),
 	}
-	var up []uint64
+	for _, id := range n.upIDs() {
+		request.ServerAddresses = append(request.ServerAddresses, n.book.address(id))
+	}
+	return request
+}
+
+// upIDs returns the servers that are up, by id.
+func (n *Node) upIDs() (up []uint64) {
 	n.View(func(v fsm.View) {
 		for _, row := range v.Servers() {
 			if row.Up {
@@ -290,10 +297,7 @@ func (n *Node) heartbeatRequest() HeartbeatRequest {
 			}
 		}
 	})
-	for _, id := range up {
-		request.ServerAddresses = append(request.ServerAddresses, n.book.address(id))
-	}
-	return request
+	return up
 }
 
 // HandleHeartbeat answers another server's heartbeat, and remembers where it came from.
