@@ -26,6 +26,7 @@ type testNet struct {
 	watches   map[string]*testListener // of the watch streams
 	nodes     map[string]*Node
 	mute      map[string]bool // accepts and answers nothing
+	paused    map[string]bool // reads nothing
 	next      int
 }
 
@@ -35,6 +36,7 @@ func newTestNet() *testNet {
 		watches:   make(map[string]*testListener),
 		nodes:     make(map[string]*Node),
 		mute:      make(map[string]bool),
+		paused:    make(map[string]bool),
 		next:      7000,
 	}
 }
@@ -114,7 +116,7 @@ func (n *testNet) connect(to *testListener, address string, timeout time.Duratio
 	}
 	near, far := net.Pipe()
 	select {
-	case to.conns <- far:
+	case to.conns <- &pausable{Conn: far, net: n, address: address}:
 		return near, nil
 	case <-to.closed:
 	case <-time.After(timeout):

@@ -18,6 +18,7 @@ import (
 // What a zero field of Config means. All of them are tuning: servers of one cluster may differ.
 const (
 	DefaultHeartbeat         = 5 * time.Second
+	DefaultGrace             = 60 * time.Second
 	DefaultRaftHeartbeat     = 300 * time.Millisecond
 	DefaultRaftElection      = 300 * time.Millisecond
 	DefaultRaftLease         = 250 * time.Millisecond
@@ -52,6 +53,7 @@ type Config struct {
 	Peers       PeerClient
 
 	Heartbeat     time.Duration // between servers; silent is three of these
+	Grace         time.Duration // how long a server that is down stays a voter
 	RaftHeartbeat time.Duration
 	RaftElection  time.Duration
 	RaftLease     time.Duration
@@ -102,6 +104,7 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	setDefault(&c.Heartbeat, DefaultHeartbeat)
+	setDefault(&c.Grace, DefaultGrace)
 	setDefault(&c.RaftHeartbeat, DefaultRaftHeartbeat)
 	setDefault(&c.RaftElection, DefaultRaftElection)
 	setDefault(&c.RaftLease, DefaultRaftLease)
@@ -158,7 +161,7 @@ func (c Config) Validate() error {
 		return errors.New("no listener given")
 	case c.Peers == nil:
 		return errors.New("no client for the other servers given")
-	case c.Heartbeat < 0 || c.JoinTimeout < 0 || c.TransportTimeout < 0 || c.SnapshotInterval < 0:
+	case c.Heartbeat < 0 || c.Grace < 0 || c.JoinTimeout < 0 || c.TransportTimeout < 0 || c.SnapshotInterval < 0:
 		return errors.New("a duration is negative")
 	case c.RaftLease > c.RaftHeartbeat || c.RaftHeartbeat > c.RaftElection || c.RaftLease < 5*time.Millisecond:
 		return fmt.Errorf("raft timeouts must hold 5ms <= lease <= heartbeat <= election, not %v, %v, %v",

@@ -55,6 +55,7 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint
 		})
 	}
 	work.Go(func() { n.watchLeadership(ctx, lead) })
+	work.Go(func() { n.watchPair(ctx) })
 	if listener := n.watchListener(); listener != nil {
 		work.Go(func() { n.serveWatches(ctx, listener) })
 	}

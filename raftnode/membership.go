@@ -2,6 +2,8 @@ package raftnode
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -88,6 +90,7 @@ func (n *Node) governOnce(ctx context.Context) (catchingUp bool) {
 		}
 	}
 	if !catchingUp {
+		n.dismissSilent(ctx, rows)
 		n.preferLowest(ctx, servers)
 	}
 	return catchingUp
@@ -101,7 +104,11 @@ func (n *Node) governSelf(row fsm.Server) []fsm.Command {
 // judge says what the table must learn of another server.
 func (n *Node) judge(row fsm.Server, p peer, servers []raft.Server) (commands []fsm.Command) {
 	if row.Up {
-		if reason := p.silence(n.config.Heartbeat); reason != "" {
+		reason := p.silence(n.config.Heartbeat)
+		if reason == "" && !isVoter(servers, row.ID) {
+			reason = "no longer a voter"
+		}
+		if reason != "" {
 			return []fsm.Command{fsm.ServerDown{ServerID: row.ID, Reason: reason}}
 		}
 	}
@@ -187,12 +194,58 @@ func (n *Node) bringIn(ctx context.Context, p peer, servers []raft.Server) bool 
 	return err != nil && ctx.Err() == nil
 }
 
+// dismissSilent removes one member that was down and silent for the grace period, from the voters and from the table, so
+// that failures one after the other are survived. Nothing of the kind happens when the cluster is being stopped.
+func (n *Node) dismissSilent(ctx context.Context, rows []fsm.Server) {
+	var over bool
+	n.View(func(v fsm.View) { over = v.Stopped() })
+	if over || n.stopping.Load() {
+		return
+	}
+	for _, row := range rows {
+		p, ok := n.peers.get(row.ID)
+		if !row.Member || row.Up || !ok || p.present || time.Since(p.silent) < n.config.Grace {
+			continue
+		}
+		if err := n.dismiss(ctx, row.ID, fmt.Sprintf("silent for %v", n.config.Grace)); err != nil && ctx.Err() == nil {
+			n.log.Warn("silent server not removed, trying again", "peer", row.ID, "error", err)
+		}
+		return
+	}
+}
+
+// dismiss removes a server from Raft's configuration, and then from the members of the table.
+func (n *Node) dismiss(ctx context.Context, id uint64, reason string) error {
+	if isConfigured(n.configuration(), id) {
+		err := n.reconfigure(ctx, id, "removed", func(prev uint64) raft.IndexFuture {
+			return n.raft.RemoveServer(raftID(id), prev, n.config.TransportTimeout)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	outcomes, err := n.Propose(ctx, fsm.RemoveServer{ServerID: id, Reason: fsm.Line(reason)})
+	if err != nil {
+		return err
+	}
+	if code := outcomes[0].Code; code != fsm.Done && code != fsm.Duplicate {
+		return errors.New(outcomes[0].Detail)
+	}
+	n.log.Info("server removed", "peer", id, "reason", reason)
+	return nil
+}
+
 // reconfigure changes Raft's configuration and waits until that is committed.
 func (n *Node) reconfigure(ctx context.Context, id uint64, as string, change func(prev uint64) raft.IndexFuture) error {
+	n.configMu.Lock()
+	defer n.configMu.Unlock()
+	if p, ok := n.peers.get(id); as != "removed" && (!ok || !p.present) {
+		return fmt.Errorf("server %d no longer answers", id) // as a voter it could only be in the way
+	}
 	err := n.await(ctx, func() error { return change(0).Error() })
 	switch {
 	case err == nil:
-		n.log.Info("server added to the group", "peer", id, "as", as)
+		n.log.Info("group changed", "peer", id, "as", as)
 		poke(n.govern)
 	case ctx.Err() == nil:
 		n.log.Warn("group not changed", "peer", id, "as", as, "error", err)

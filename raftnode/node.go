@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,7 +40,7 @@ type Node struct {
 	raft      *raft.Raft                // set before Open returns
 	started   atomic.Pointer[raft.Raft] // the same, for those whom Raft itself calls while it starts
 	stream    *guardedStream
-	transport *raft.NetworkTransport
+	transport *raftTransport
 	book      *addressBook
 	commits   committer
 	entry     *registry.Published
@@ -50,6 +51,7 @@ type Node struct {
 	stopping    atomic.Bool   // a planned stop has begun
 	govern      chan struct{} // cap 1: the leader has something to look at
 	regroup     chan struct{} // cap 1: the set of servers may have changed
+	configMu    sync.Mutex    // one change of Raft's configuration at a time
 	transferMu  sync.Mutex    // one leadership transfer at a time
 	transferTry transferPace  // used by the governing goroutine alone
 
@@ -183,13 +185,13 @@ func (n *Node) openTransport() {
 		n.log.Debug("raft connection meant for another server closed", "from", from)
 	}
 	n.stream.start()
-	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	n.transport = newRaftTransport(raft.NetworkTransportConfig{
 		ServerAddressProvider: n.book,
 		Logger:                newRaftLogger(n.log),
 		Stream:                n.stream,
 		MaxPool:               3,
 		Timeout:               n.config.TransportTimeout,
-	})
+	}, n.config.RaftLease/2, func() bool { return n.onlyFollower() != 0 })
 }
 
 func (n *Node) raftConfig() *raft.Config {
@@ -453,6 +455,7 @@ func (n *Node) Status() Status {
 			status.Voters = append(status.Voters, serverID(server.ID))
 		}
 	}
+	slices.Sort(status.Voters)
 	return status
 }
 

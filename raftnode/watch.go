@@ -221,6 +221,7 @@ func (n *Node) serverDied(ctx context.Context, p *peer, leaving bool) {
 	p.refused = refusedDials
 	n.peers.mu.Unlock()
 	poke(n.govern)
+	n.goOnWithout(ctx, p.id, "its process died")
 	if !leaving {
 		n.succeed(ctx, p.id)
 	}

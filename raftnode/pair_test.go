@@ -1,0 +1,199 @@
+package raftnode
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"raftmine/fsm"
+)
+
+// pausable is a connection whose accepting side reads nothing while its server is paused.
+type pausable struct {
+	net.Conn
+	net     *testNet
+	address string
+}
+
+func (p *pausable) Read(b []byte) (int, error) {
+	for p.net.isPaused(p.address) {
+		time.Sleep(time.Millisecond)
+	}
+	return p.Conn.Read(b)
+}
+
+func (n *testNet) isPaused(address string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.paused[address]
+}
+
+// setPaused makes a server deaf to Raft and to the other servers' calls, as SIGSTOP does.
+func (n *testNet) setPaused(address string, paused bool) {
+	n.setMute(address, paused)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.paused[address] = paused
+}
+
+func (c *testCluster) voters() string {
+	if leader := c.leader(); leader != nil {
+		return fmt.Sprint(leader.Status().Voters)
+	}
+	return ""
+}
+
+// commits fails the test if the leader cannot commit at once.
+func (c *testCluster) commits() {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), soon)
+	defer cancel()
+	leader := c.leader()
+	if leader == nil {
+		c.t.Fatal("nobody leads")
+	}
+	if _, err := leader.Propose(ctx, strike(1)); err != nil {
+		c.t.Fatalf("server %d: %v", leader.ID(), err)
+	}
+}
+
+func TestLeaderOfTwoGoesOnWhenItsFollowerIsKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		c.settled()
+		leader := c.servers[0].node
+		term := leader.raft.CurrentTerm()
+		c.killAtOnce(1)
+		c.commits()
+		c.wait("server 2 is down", func() bool { return c.up(1) })
+		if c.voters() != "[1]" {
+			t.Errorf("voters %s", c.voters())
+		}
+		time.Sleep(time.Second)
+		if now := leader.raft.CurrentTerm(); now != term || !c.leads(1) {
+			t.Errorf("term %d after term %d: leadership was lost", now, term)
+		}
+		c.background.Wait()
+		c.servers[1].start(leader.Address())
+		c.wait("server 2 is up and votes again", func() bool { return c.up(1, 2) && c.voters() == "[1 2]" })
+		if len(c.servers[0].terms()) != 1 {
+			t.Errorf("server 1 led in %v", c.servers[0].terms())
+		}
+	})
+}
+
+func TestLeaderOfTwoGoesOnWhenItsFollowerIsPaused(t *testing.T) {
+	for try := range 12 {
+		synctest.Test(t, func(t *testing.T) {
+			c := newTestCluster(t, 2)
+			c.settled()
+			leader := c.servers[0].node
+			term := leader.raft.CurrentTerm()
+			time.Sleep(time.Duration(try) * 7 * time.Millisecond) // at any moment between two Raft heartbeats
+			c.net.setPaused(c.servers[1].node.Address(), true)
+			began := time.Now()
+			c.wait("server 1 goes on alone", func() bool { return c.voters() == "[1]" })
+			if took := time.Since(began); took > DefaultRaftLease {
+				t.Errorf("removed after %v", took)
+			}
+			c.commits()
+			time.Sleep(time.Second)
+			if now := leader.raft.CurrentTerm(); now != term || !c.leads(1) {
+				t.Errorf("term %d after term %d: leadership was lost", now, term)
+			}
+			c.net.setPaused(c.servers[1].node.Address(), false)
+			c.wait("server 2 is up and votes again", func() bool { return c.up(1, 2) && c.voters() == "[1 2]" })
+			c.wait("both have the same state", c.same)
+		})
+	}
+}
+
+func TestSilentServersLeaveTheVotersOneAfterTheOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 5)
+		c.settled()
+		for i, voters := range []string{"[2 3 4 5]", "[3 4 5]", "[4 5]"} {
+			c.killAtOnce(i)
+			c.wait("the next one leads", func() bool { return c.leads(uint64(i + 2)) })
+			c.commits()
+			began := time.Now()
+			time.Sleep(DefaultGrace - DefaultHeartbeat)
+			if len(c.leader().Status().Voters) != 5-i {
+				t.Errorf("voters %s before the grace is over", c.voters())
+			}
+			c.wait("the dead one is no voter", func() bool { return c.voters() == voters })
+			if took := time.Since(began); took > DefaultGrace+2*DefaultHeartbeat {
+				t.Errorf("voters %s after %v", voters, took)
+			}
+			c.wait("the table says so", func() (removed bool) {
+				c.leader().View(func(v fsm.View) {
+					row, _ := v.Server(uint64(i + 1))
+					removed = !row.Member && !row.Up
+				})
+				return removed
+			})
+		}
+		c.killAtOnce(4)
+		c.commits()
+		if c.voters() != "[4]" || !c.leads(4) {
+			t.Fatalf("voters %s", c.voters())
+		}
+		c.background.Wait()
+		for _, i := range []int{4, 2, 1, 0} {
+			c.servers[i].start(c.servers[3].node.Address())
+		}
+		c.wait("all vote, all are up under their own ids, server 1 leads", func() bool {
+			return c.voters() == "[1 2 3 4 5]" && c.leads(1) && slices.Equal(c.upIDs(), []uint64{1, 2, 3, 4, 5})
+		})
+	})
+}
+
+func TestStoppedClusterKeepsItsVoters(t *testing.T) {
+	for _, size := range []int{2, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newTestCluster(t, size)
+			c.settled()
+			leader := c.leader()
+			if err := leader.StopCluster(t.Context(), "test"); err != nil {
+				t.Fatal(err)
+			}
+			c.killAtOnce(size - 1)
+			time.Sleep(2 * DefaultGrace)
+			if voters := leader.Status().Voters; len(voters) != size {
+				t.Errorf("voters %v of %d servers", voters, size)
+			}
+		})
+	}
+}
+
+func TestBothOfTwoServersStopAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		c.settled()
+		stopped := make(chan error, 2)
+		began := time.Now()
+		for _, s := range c.servers {
+			go func() {
+				stopped <- s.node.Stop(t.Context())
+				s.kill()
+			}()
+		}
+		for range 2 {
+			if err := <-stopped; err != nil {
+				t.Errorf("stop: %v", err)
+			}
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("the stops took %v", took)
+		}
+		synctest.Wait()
+		time.Sleep(5 * time.Second)
+		c.servers[0].start()
+		c.servers[1].start(c.servers[0].node.Address())
+		c.wait("both are up again", func() bool { return c.leads(1) && c.up(1, 2) && c.voters() == "[1 2]" })
+	})
+}
