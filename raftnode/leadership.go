@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -346,27 +347,45 @@ func (n *Node) Stop(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	if n.raft.State() == raft.Leader {
-		if heir := n.heir(); heir != 0 {
+	var unwilling []uint64
+	for pause := retryFirst / 4; ; pause = min(2*pause, retryMost) {
+		for n.raft.State() == raft.Leader && ctx.Err() == nil {
+			heir := n.heir(unwilling)
+			if heir == 0 {
+				break
+			}
 			if err := n.transfer(ctx, heir); err != nil {
 				n.log.Info("leadership not handed over before the stop", "to", heir, "error", err)
+				unwilling = append(unwilling, heir)
 			}
 		}
-	}
-	var last error
-	for pause := retryFirst / 4; ; pause = min(2*pause, retryMost) {
-		last = n.announceStop(ctx)
-		if last == nil || errors.Is(last, ErrOutcomeUnknown) || !sleep(ctx, pause) {
-			break
+		last := n.announceStop(ctx)
+		switch {
+		case last == nil:
+			return nil
+		case n.deserted():
+			n.log.Info("nobody is left to be told of the stop", "error", last)
+			return nil
+		case !sleep(ctx, pause):
+			return fmt.Errorf("announce stop: %w", last)
 		}
 	}
-	if last != nil {
-		return fmt.Errorf("announce stop: %w", last)
+}
+
+// deserted reports whether every other voter is gone or stops as well, so that nobody is left to be told.
+func (n *Node) deserted() bool {
+	for _, server := range n.configuration() {
+		id := serverID(server.ID)
+		if p, ok := n.peers.get(id); id != n.id && server.Suffrage == raft.Voter && ok && p.present && !p.left {
+			return false
+		}
 	}
-	return nil
+	return true
 }
 
 func (n *Node) announceStop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout/4)
+	defer cancel()
 	if n.term.Load() != 0 {
 		_, err := n.Propose(ctx, fsm.ServerDown{ServerID: n.id, Reason: "stopped"})
 		return err
@@ -379,12 +398,12 @@ func (n *Node) announceStop(ctx context.Context) error {
 	return n.config.Peers.Leave(ctx, n.book.address(leader), LeaveRequest{ClusterID: n.clusterID, ServerID: n.id})
 }
 
-// heir returns the lowest other voter that is up and answers; 0: there is none.
-func (n *Node) heir() (id uint64) {
+// heir returns the lowest other voter that is up and answers, and is not among the unwilling; 0: there is none.
+func (n *Node) heir(unwilling []uint64) (id uint64) {
 	servers := n.configuration()
 	n.View(func(v fsm.View) {
 		for _, row := range v.Servers() {
-			if p, ok := n.peers.get(row.ID); row.Up && row.ID != n.id && ok && p.present && !p.left && isVoter(servers, row.ID) {
+			if p, ok := n.peers.get(row.ID); row.Up && row.ID != n.id && !slices.Contains(unwilling, row.ID) && ok && p.present && !p.left && isVoter(servers, row.ID) {
 				id = row.ID
 				return
 			}

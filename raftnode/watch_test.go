@@ -38,15 +38,17 @@ func TestKilledLeaderIsFollowedAtOnce(t *testing.T) {
 
 func TestNextInRankCallsWhenTheLowestDoesNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 3)
+		c := newTestCluster(t, 5)
 		c.settled()
-		c.servers[1].node.stopping.Store(true) // nobody was told
+		paused := c.servers[1].node.Address()
+		c.net.setPaused(paused, true)
 		began := time.Now()
 		c.killAtOnce(0)
 		c.wait("server 3 leads", func() bool { return c.servers[2].node.raft.State() == raft.Leader })
 		if took := time.Since(began); took < heirPause || took > soon {
 			t.Errorf("server 3 led after %v", took)
 		}
+		c.net.setPaused(paused, false)
 	})
 }
 
