@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"slices"
-	"time"
 
 	"google.golang.org/grpc"
 
-	"raftmine/raftnode"
 	pb "raftmine/rpc/raftminepb"
 )
 
@@ -108,41 +105,11 @@ func (c *ClusterClient) Watch(ctx context.Context, address string, from WatchFro
 	}
 }
 
-// askPatience bounds one server's answer where the next one can be asked: one that is paused must not use up all the time.
-const askPatience = time.Second
-
 // StopCluster asks the leader to commit that the whole cluster is about to stop. It finds the leader through the
 // servers at addresses, which it asks in turn, and the hints they give.
 func (c *ClusterClient) StopCluster(ctx context.Context, addresses []string, reason string) error {
-	if len(addresses) == 0 {
-		return errors.New("stop cluster: no server address is known")
-	}
-	queue := slices.Clone(addresses)
-	asked := make(map[string]bool)
-	var errs []error
-	for len(queue) > 0 {
-		address := queue[0]
-		queue = queue[1:]
-		if asked[address] {
-			continue
-		}
-		asked[address] = true
-		try, cancel := context.WithTimeout(ctx, askPatience)
-		err := c.pool.call(try, address, func(conn *grpc.ClientConn) error {
-			_, err := pb.NewClusterServiceClient(conn).StopCluster(try, &pb.StopClusterRequest{Reason: reason})
-			return err
-		})
-		cancel()
-		if err == nil {
-			return nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
-		if hint, ok := errors.AsType[*raftnode.NotLeaderError](err); ok && hint.Address != "" {
-			queue = slices.Insert(queue, 0, hint.Address)
-		}
-	}
-	return fmt.Errorf("stop cluster: %w", errs[len(errs)-1])
+	return c.askLeader(ctx, "stop cluster", addresses, func(ctx context.Context, client pb.ClusterServiceClient) error {
+		_, err := client.StopCluster(ctx, &pb.StopClusterRequest{Reason: reason})
+		return err
+	})
 }

@@ -37,6 +37,8 @@ type Node interface {
 	HandleLeave(ctx context.Context, request raftnode.LeaveRequest) error
 	HandleHistory(ctx context.Context, request raftnode.HistoryRequest) iter.Seq2[raftnode.JournalRecord, error]
 	StopCluster(ctx context.Context, reason string) error
+	RemoveServer(ctx context.Context, id uint64) error
+	TransferLeadership(ctx context.Context, to uint64) (uint64, error)
 	// View calls read with the applied state, which does not change until read returns.
 	View(read func(fsm.View))
 	Status() raftnode.Status

@@ -47,6 +47,7 @@ var errorTable = []struct {
 	{raftnode.ErrJoinRefused, codes.InvalidArgument, "JOIN_REFUSED"},
 	{raftnode.ErrHistoryGap, codes.NotFound, "HISTORY_GAP"},
 	{raftnode.ErrJournalDamaged, codes.DataLoss, "JOURNAL_DAMAGED"},
+	{raftnode.ErrRefused, codes.FailedPrecondition, "REFUSED"},
 	{coordinator.ErrNotLeader, codes.Unavailable, "LEADERSHIP_LOST"},
 	{coordinator.ErrOutcomeUnknown, codes.Unavailable, "ANSWER_UNKNOWN"},
 	{coordinator.ErrMinerRefused, codes.PermissionDenied, "MINER_REFUSED"},

@@ -52,6 +52,7 @@ type fakeNode struct {
 	leaves   []raftnode.LeaveRequest
 	history  func(context.Context, raftnode.HistoryRequest, func(raftnode.JournalRecord, error) bool)
 	reasons  []string
+	removed  []uint64
 	panicked bool // Status panics
 }
 
@@ -147,6 +148,22 @@ func (n *fakeNode) StopCluster(_ context.Context, reason string) error {
 	defer n.mu.Unlock()
 	n.reasons = append(n.reasons, reason)
 	return n.err
+}
+
+func (n *fakeNode) RemoveServer(_ context.Context, id uint64) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.removed = append(n.removed, id)
+	return n.err
+}
+
+func (n *fakeNode) TransferLeadership(_ context.Context, to uint64) (uint64, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if to == 0 {
+		to = 2
+	}
+	return to, n.err
 }
 
 func (n *fakeNode) View(read func(fsm.View)) {

@@ -21,7 +21,7 @@ import (
 const respawnDelay = 2 * time.Second
 
 // stopPatience is how long a child may take to end in order before it is killed. Tuning.
-const stopPatience = 5 * time.Second
+const stopPatience = 8 * time.Second
 
 // answerPatience is how long a server may take to tell its state at the end. Tuning.
 const answerPatience = time.Second

@@ -15,13 +15,14 @@ import (
 
 // serverTuning are the flags that a server shares with "raftmine run".
 type serverTuning struct {
-	heartbeat             time.Duration
+	heartbeat, grace      time.Duration
 	nonceFirst, nonceLast uint64
 	chunk                 uint64
 }
 
 func (t *serverTuning) add(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&t.heartbeat, "heartbeat", 5*time.Second, "heartbeat interval")
+	cmd.Flags().DurationVar(&t.grace, "grace", raftnode.DefaultGrace, "how long a server that is down stays a voter")
 	cmd.Flags().Uint64Var(&t.nonceFirst, "nonce-first", 1, "first nonce of a job")
 	cmd.Flags().Uint64Var(&t.nonceLast, "nonce-last", 2_000_000_000, "last nonce of a job")
 	cmd.Flags().Uint64Var(&t.chunk, "chunk", 100_000, "nonces of a chunk")
@@ -30,6 +31,9 @@ func (t *serverTuning) add(cmd *cobra.Command) {
 func (t *serverTuning) validate() error {
 	if t.heartbeat < 100*time.Millisecond || t.heartbeat > time.Hour {
 		return fmt.Errorf("--heartbeat %s: want 100ms to 1h", t.heartbeat)
+	}
+	if t.grace < 100*time.Millisecond || t.grace > 24*time.Hour {
+		return fmt.Errorf("--grace %s: want 100ms to 24h", t.grace)
 	}
 	if err := t.nonces().Validate(); err != nil {
 		return fmt.Errorf("--nonce-first, --nonce-last: %w", err)
@@ -47,7 +51,7 @@ func (t *serverTuning) nonces() pow.Range { return pow.Range{First: t.nonceFirst
 
 // args gives the flags to a child.
 func (t *serverTuning) args() []string {
-	return []string{"--heartbeat", t.heartbeat.String(), "--nonce-first", strconv.FormatUint(t.nonceFirst, 10),
+	return []string{"--heartbeat", t.heartbeat.String(), "--grace", t.grace.String(), "--nonce-first", strconv.FormatUint(t.nonceFirst, 10),
 		"--nonce-last", strconv.FormatUint(t.nonceLast, 10), "--chunk", strconv.FormatUint(t.chunk, 10)}
 }
 
@@ -98,6 +102,7 @@ and has the lowest id leads.`,
 			return o.serve(ctx, listen, env, out, logger, logLevel)
 		},
 	}
+	cmd.AddCommand(newMembershipCommands()...)
 	o.serverTuning.add(cmd)
 	cmd.Flags().StringVar(&o.listen, "listen", "127.0.0.1:0", "address for Raft and gRPC alike; without this flag a server takes its last one again")
 	cmd.Flags().StringVar(&o.advertise, "advertise", "", "address that others dial (default: the listen address)")

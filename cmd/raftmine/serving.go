@@ -69,7 +69,7 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 	hub := rpc.NewHub()
 	node, err := raftnode.Start(ctx, raftnode.StartConfig{
 		Config: raftnode.Config{Advertise: o.advertise, Join: splitList(o.join), Environment: env, Peers: peers, JoinTimeout: o.joinTimeout,
-			Heartbeat: o.heartbeat, Version: version, Logger: logger, Observer: hub, TrailingLogs: trailing},
+			Heartbeat: o.heartbeat, Grace: o.grace, Version: version, Logger: logger, Observer: hub, TrailingLogs: trailing},
 		DataDirPath: o.dataDir,
 		Listen:      listen,
 	})

@@ -1638,6 +1638,174 @@ func (*StopClusterResponse) Descriptor() ([]byte, []int) {
 	return file_raftmine_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
+type RemoveServerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerId      uint64                 `protobuf:"varint,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveServerRequest) Reset() {
+	*x = RemoveServerRequest{}
+	mi := &file_raftmine_v1_cluster_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveServerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveServerRequest) ProtoMessage() {}
+
+func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmine_v1_cluster_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveServerRequest.ProtoReflect.Descriptor instead.
+func (*RemoveServerRequest) Descriptor() ([]byte, []int) {
+	return file_raftmine_v1_cluster_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RemoveServerRequest) GetServerId() uint64 {
+	if x != nil {
+		return x.ServerId
+	}
+	return 0
+}
+
+type RemoveServerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveServerResponse) Reset() {
+	*x = RemoveServerResponse{}
+	mi := &file_raftmine_v1_cluster_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveServerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveServerResponse) ProtoMessage() {}
+
+func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmine_v1_cluster_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveServerResponse.ProtoReflect.Descriptor instead.
+func (*RemoveServerResponse) Descriptor() ([]byte, []int) {
+	return file_raftmine_v1_cluster_proto_rawDescGZIP(), []int{21}
+}
+
+type TransferLeadershipRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerId      uint64                 `protobuf:"varint,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"` // 0: the lowest other one that is up
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipRequest) Reset() {
+	*x = TransferLeadershipRequest{}
+	mi := &file_raftmine_v1_cluster_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipRequest) ProtoMessage() {}
+
+func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmine_v1_cluster_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
+	return file_raftmine_v1_cluster_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TransferLeadershipRequest) GetServerId() uint64 {
+	if x != nil {
+		return x.ServerId
+	}
+	return 0
+}
+
+type TransferLeadershipResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServerId      uint64                 `protobuf:"varint,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"` // who was chosen
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipResponse) Reset() {
+	*x = TransferLeadershipResponse{}
+	mi := &file_raftmine_v1_cluster_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipResponse) ProtoMessage() {}
+
+func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raftmine_v1_cluster_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
+	return file_raftmine_v1_cluster_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TransferLeadershipResponse) GetServerId() uint64 {
+	if x != nil {
+		return x.ServerId
+	}
+	return 0
+}
+
 var File_raftmine_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_raftmine_v1_cluster_proto_rawDesc = "" +
@@ -1772,19 +1940,28 @@ const file_raftmine_v1_cluster_proto_rawDesc = "" +
 	"\rsettled_index\x18\f \x01(\x04R\fsettledIndex\",\n" +
 	"\x12StopClusterRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x15\n" +
-	"\x13StopClusterResponse*r\n" +
+	"\x13StopClusterResponse\"2\n" +
+	"\x13RemoveServerRequest\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\x04R\bserverId\"\x16\n" +
+	"\x14RemoveServerResponse\"8\n" +
+	"\x19TransferLeadershipRequest\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\x04R\bserverId\"9\n" +
+	"\x1aTransferLeadershipResponse\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\x04R\bserverId*r\n" +
 	"\aVerdict\x12\x17\n" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fVERDICT_SUCCESS\x10\x01\x12\x11\n" +
 	"\rVERDICT_WRONG\x10\x02\x12\x11\n" +
 	"\rVERDICT_STALE\x10\x03\x12\x13\n" +
-	"\x0fVERDICT_UNKNOWN\x10\x042\xbf\x02\n" +
+	"\x0fVERDICT_UNKNOWN\x10\x042\xfb\x03\n" +
 	"\x0eClusterService\x12J\n" +
 	"\tGetStatus\x12\x1d.raftmine.v1.GetStatusRequest\x1a\x1e.raftmine.v1.GetStatusResponse\x12@\n" +
 	"\x05Watch\x12\x19.raftmine.v1.WatchRequest\x1a\x1a.raftmine.v1.WatchResponse0\x01\x12M\n" +
 	"\n" +
 	"ListBlocks\x12\x1e.raftmine.v1.ListBlocksRequest\x1a\x1f.raftmine.v1.ListBlocksResponse\x12P\n" +
-	"\vStopCluster\x12\x1f.raftmine.v1.StopClusterRequest\x1a .raftmine.v1.StopClusterResponseB$Z\"raftmine/rpc/raftminepb;raftminepbb\x06proto3"
+	"\vStopCluster\x12\x1f.raftmine.v1.StopClusterRequest\x1a .raftmine.v1.StopClusterResponse\x12S\n" +
+	"\fRemoveServer\x12 .raftmine.v1.RemoveServerRequest\x1a!.raftmine.v1.RemoveServerResponse\x12e\n" +
+	"\x12TransferLeadership\x12&.raftmine.v1.TransferLeadershipRequest\x1a'.raftmine.v1.TransferLeadershipResponseB$Z\"raftmine/rpc/raftminepb;raftminepbb\x06proto3"
 
 var (
 	file_raftmine_v1_cluster_proto_rawDescOnce sync.Once
@@ -1799,29 +1976,33 @@ func file_raftmine_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_raftmine_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftmine_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_raftmine_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_raftmine_v1_cluster_proto_goTypes = []any{
-	(Verdict)(0),                // 0: raftmine.v1.Verdict
-	(*GetStatusRequest)(nil),    // 1: raftmine.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),   // 2: raftmine.v1.GetStatusResponse
-	(*ServerStatus)(nil),        // 3: raftmine.v1.ServerStatus
-	(*JobStatus)(nil),           // 4: raftmine.v1.JobStatus
-	(*MinerStatus)(nil),         // 5: raftmine.v1.MinerStatus
-	(*CoordinatorStatus)(nil),   // 6: raftmine.v1.CoordinatorStatus
-	(*WatchRequest)(nil),        // 7: raftmine.v1.WatchRequest
-	(*WatchResponse)(nil),       // 8: raftmine.v1.WatchResponse
-	(*StartEvent)(nil),          // 9: raftmine.v1.StartEvent
-	(*LeaderEvent)(nil),         // 10: raftmine.v1.LeaderEvent
-	(*ServerEvent)(nil),         // 11: raftmine.v1.ServerEvent
-	(*HeartbeatEvent)(nil),      // 12: raftmine.v1.HeartbeatEvent
-	(*MinerEvent)(nil),          // 13: raftmine.v1.MinerEvent
-	(*JobEvent)(nil),            // 14: raftmine.v1.JobEvent
-	(*LaggedEvent)(nil),         // 15: raftmine.v1.LaggedEvent
-	(*ListBlocksRequest)(nil),   // 16: raftmine.v1.ListBlocksRequest
-	(*ListBlocksResponse)(nil),  // 17: raftmine.v1.ListBlocksResponse
-	(*Block)(nil),               // 18: raftmine.v1.Block
-	(*StopClusterRequest)(nil),  // 19: raftmine.v1.StopClusterRequest
-	(*StopClusterResponse)(nil), // 20: raftmine.v1.StopClusterResponse
+	(Verdict)(0),                       // 0: raftmine.v1.Verdict
+	(*GetStatusRequest)(nil),           // 1: raftmine.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 2: raftmine.v1.GetStatusResponse
+	(*ServerStatus)(nil),               // 3: raftmine.v1.ServerStatus
+	(*JobStatus)(nil),                  // 4: raftmine.v1.JobStatus
+	(*MinerStatus)(nil),                // 5: raftmine.v1.MinerStatus
+	(*CoordinatorStatus)(nil),          // 6: raftmine.v1.CoordinatorStatus
+	(*WatchRequest)(nil),               // 7: raftmine.v1.WatchRequest
+	(*WatchResponse)(nil),              // 8: raftmine.v1.WatchResponse
+	(*StartEvent)(nil),                 // 9: raftmine.v1.StartEvent
+	(*LeaderEvent)(nil),                // 10: raftmine.v1.LeaderEvent
+	(*ServerEvent)(nil),                // 11: raftmine.v1.ServerEvent
+	(*HeartbeatEvent)(nil),             // 12: raftmine.v1.HeartbeatEvent
+	(*MinerEvent)(nil),                 // 13: raftmine.v1.MinerEvent
+	(*JobEvent)(nil),                   // 14: raftmine.v1.JobEvent
+	(*LaggedEvent)(nil),                // 15: raftmine.v1.LaggedEvent
+	(*ListBlocksRequest)(nil),          // 16: raftmine.v1.ListBlocksRequest
+	(*ListBlocksResponse)(nil),         // 17: raftmine.v1.ListBlocksResponse
+	(*Block)(nil),                      // 18: raftmine.v1.Block
+	(*StopClusterRequest)(nil),         // 19: raftmine.v1.StopClusterRequest
+	(*StopClusterResponse)(nil),        // 20: raftmine.v1.StopClusterResponse
+	(*RemoveServerRequest)(nil),        // 21: raftmine.v1.RemoveServerRequest
+	(*RemoveServerResponse)(nil),       // 22: raftmine.v1.RemoveServerResponse
+	(*TransferLeadershipRequest)(nil),  // 23: raftmine.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 24: raftmine.v1.TransferLeadershipResponse
 }
 var file_raftmine_v1_cluster_proto_depIdxs = []int32{
 	3,  // 0: raftmine.v1.GetStatusResponse.servers:type_name -> raftmine.v1.ServerStatus
@@ -1842,12 +2023,16 @@ var file_raftmine_v1_cluster_proto_depIdxs = []int32{
 	7,  // 15: raftmine.v1.ClusterService.Watch:input_type -> raftmine.v1.WatchRequest
 	16, // 16: raftmine.v1.ClusterService.ListBlocks:input_type -> raftmine.v1.ListBlocksRequest
 	19, // 17: raftmine.v1.ClusterService.StopCluster:input_type -> raftmine.v1.StopClusterRequest
-	2,  // 18: raftmine.v1.ClusterService.GetStatus:output_type -> raftmine.v1.GetStatusResponse
-	8,  // 19: raftmine.v1.ClusterService.Watch:output_type -> raftmine.v1.WatchResponse
-	17, // 20: raftmine.v1.ClusterService.ListBlocks:output_type -> raftmine.v1.ListBlocksResponse
-	20, // 21: raftmine.v1.ClusterService.StopCluster:output_type -> raftmine.v1.StopClusterResponse
-	18, // [18:22] is the sub-list for method output_type
-	14, // [14:18] is the sub-list for method input_type
+	21, // 18: raftmine.v1.ClusterService.RemoveServer:input_type -> raftmine.v1.RemoveServerRequest
+	23, // 19: raftmine.v1.ClusterService.TransferLeadership:input_type -> raftmine.v1.TransferLeadershipRequest
+	2,  // 20: raftmine.v1.ClusterService.GetStatus:output_type -> raftmine.v1.GetStatusResponse
+	8,  // 21: raftmine.v1.ClusterService.Watch:output_type -> raftmine.v1.WatchResponse
+	17, // 22: raftmine.v1.ClusterService.ListBlocks:output_type -> raftmine.v1.ListBlocksResponse
+	20, // 23: raftmine.v1.ClusterService.StopCluster:output_type -> raftmine.v1.StopClusterResponse
+	22, // 24: raftmine.v1.ClusterService.RemoveServer:output_type -> raftmine.v1.RemoveServerResponse
+	24, // 25: raftmine.v1.ClusterService.TransferLeadership:output_type -> raftmine.v1.TransferLeadershipResponse
+	20, // [20:26] is the sub-list for method output_type
+	14, // [14:20] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -1874,7 +2059,7 @@ func file_raftmine_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftmine_v1_cluster_proto_rawDesc), len(file_raftmine_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
