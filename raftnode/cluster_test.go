@@ -219,6 +219,7 @@ type testServer struct {
 	peers    PeerClient // nil: net
 	template Config
 	observer *testObserver
+	stall    stall // of the disk
 
 	node   *Node
 	cancel context.CancelFunc
@@ -285,7 +286,7 @@ func (s *testServer) open(join ...string) error {
 	config.Host = fsm.Host{MachineID: "machine", BootID: "boot"}
 	config.Observer = s.observer
 	config.OpenStores = func(string, bool, *slog.Logger) (*Stores, error) {
-		return &Stores{Log: s.log, Stable: s.log, Snapshots: s.snaps, Close: func() error { return nil }}, nil
+		return &Stores{Log: &stallingLog{s.log, &s.stall}, Stable: s.log, Snapshots: s.snaps, Close: func() error { return nil }}, nil
 	}
 	s.node, err = Open(context.Background(), config)
 	if err != nil {

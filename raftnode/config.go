@@ -22,6 +22,8 @@ const (
 	DefaultRaftHeartbeat     = 300 * time.Millisecond
 	DefaultRaftElection      = 300 * time.Millisecond
 	DefaultRaftLease         = 250 * time.Millisecond
+	DefaultStallLimit        = 2 * time.Second
+	DefaultStallExit         = 10 * time.Second
 	DefaultTransportTimeout  = 3 * time.Second
 	DefaultJoinTimeout       = 30 * time.Second
 	DefaultBatchCommands     = 4096
@@ -57,6 +59,9 @@ type Config struct {
 	RaftHeartbeat time.Duration
 	RaftElection  time.Duration
 	RaftLease     time.Duration
+	// A write of the Raft log that takes StallLimit makes this server refuse Raft traffic until it is done; one that takes
+	// StallExit ends Run.
+	StallLimit, StallExit time.Duration
 	// TransportTimeout bounds one Raft request.
 	TransportTimeout time.Duration
 	// JoinTimeout bounds the wait for an id; ctx of Open bounds it too.
@@ -108,6 +113,8 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.RaftHeartbeat, DefaultRaftHeartbeat)
 	setDefault(&c.RaftElection, DefaultRaftElection)
 	setDefault(&c.RaftLease, DefaultRaftLease)
+	setDefault(&c.StallLimit, DefaultStallLimit)
+	setDefault(&c.StallExit, max(DefaultStallExit, c.StallLimit))
 	setDefault(&c.TransportTimeout, DefaultTransportTimeout)
 	setDefault(&c.JoinTimeout, DefaultJoinTimeout)
 	setDefault(&c.BatchCommands, DefaultBatchCommands)
@@ -163,6 +170,9 @@ func (c Config) Validate() error {
 		return errors.New("no client for the other servers given")
 	case c.Heartbeat < 0 || c.Grace < 0 || c.JoinTimeout < 0 || c.TransportTimeout < 0 || c.SnapshotInterval < 0:
 		return errors.New("a duration is negative")
+	case c.StallLimit < c.RaftLease || c.StallExit < c.StallLimit:
+		return fmt.Errorf("limits of a stalled disk must hold raft lease <= limit <= exit, not %v, %v, %v",
+			c.RaftLease, c.StallLimit, c.StallExit)
 	case c.RaftLease > c.RaftHeartbeat || c.RaftHeartbeat > c.RaftElection || c.RaftLease < 5*time.Millisecond:
 		return fmt.Errorf("raft timeouts must hold 5ms <= lease <= heartbeat <= election, not %v, %v, %v",
 			c.RaftLease, c.RaftHeartbeat, c.RaftElection)

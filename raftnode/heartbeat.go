@@ -306,6 +306,8 @@ func (n *Node) HandleHeartbeat(request HeartbeatRequest) (ServerReport, error) {
 		return ServerReport{}, err
 	}
 	switch {
+	case n.disk.isStalled():
+		return ServerReport{}, ErrDiskStalled
 	case request.ClusterID != n.clusterID:
 		return ServerReport{}, fmt.Errorf("heartbeat of server %d refused: it belongs to cluster %s, this is %s: %w",
 			request.ServerID, request.ClusterID, n.clusterID, ErrForeignCluster)

@@ -27,9 +27,10 @@ const (
 	stopTimeout = 2 * time.Second
 )
 
-// Run does this server's duties until ctx ends, the node is closed or its replica stops: heartbeats and, while it leads, the
+// Run does this server's duties until ctx ends, the node is closed, its replica stops or its disk stalls for good: heartbeats and, while it leads, the
 // membership and lead. Lead is called once this server took office, with a context that ends with the leadership; Run
-// waits for it, and calls it again when it returns early. Run returns nil, or why the replica stopped; it is called once.
+// waits for it, and calls it again when it returns early. Run returns nil, or why the replica stopped, or
+// ErrDiskStalled; it is called once.
 func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint64) error) error {
 	n.running.Lock()
 	defer n.running.Unlock()
@@ -66,13 +67,22 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint
 			n.log.Debug("immediate election failed, waiting for the timeout", "error", err)
 		}
 	}
+	var stalled error
+	work.Go(func() {
+		if stalled = n.watchDisk(ctx); stalled != nil {
+			cancel()
+		}
+	})
 	select {
 	case <-ctx.Done():
 	case <-n.replica.failed:
 		cancel()
 	}
 	work.Wait()
-	return n.replica.failure()
+	if err := n.replica.failure(); err != nil {
+		return err
+	}
+	return stalled
 }
 
 // watchLeadership runs one term after the other. LeaderCh holds the last change only, so a loss and a gain in quick
@@ -81,23 +91,26 @@ func (n *Node) watchLeadership(ctx context.Context, lead func(context.Context, u
 	end := func() {}
 	defer func() { end() }()
 	for {
+		leading := false
 		select {
 		case <-ctx.Done():
 			return
-		case leading := <-n.raft.LeaderCh():
-			end()
-			end = func() {}
-			if !leading {
-				continue
-			}
-			termCtx, cancel := context.WithCancel(ctx)
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				n.serveTerm(termCtx, lead)
-			}()
-			end = func() { cancel(); <-done }
+		case <-n.diskChanged: // Raft may lead through a stall, because its main loop is what stands still
+			leading = n.raft.State() == raft.Leader
+		case leading = <-n.raft.LeaderCh():
 		}
+		end()
+		end = func() {}
+		if !leading || n.disk.isStalled() {
+			continue
+		}
+		termCtx, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			n.serveTerm(termCtx, lead)
+		}()
+		end = func() { cancel(); <-done }
 	}
 }
 

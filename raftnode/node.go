@@ -46,9 +46,11 @@ type Node struct {
 	entry     *registry.Published
 	peers     peerSet
 	watchers  watchers
+	disk      watchdog
 
 	term        atomic.Uint64 // the term in which this server is in office; 0: it is not
 	stopping    atomic.Bool   // a planned stop has begun
+	diskChanged chan struct{} // cap 1: the disk stalls, or no longer
 	govern      chan struct{} // cap 1: the leader has something to look at
 	regroup     chan struct{} // cap 1: the set of servers may have changed
 	configMu    sync.Mutex    // one change of Raft's configuration at a time
@@ -72,10 +74,12 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 		return nil, fmt.Errorf("open server: %w", err)
 	}
 	n := &Node{
-		config:  config,
-		log:     config.Logger,
-		govern:  make(chan struct{}, 1),
-		regroup: make(chan struct{}, 1),
+		config: config,
+		log:    config.Logger,
+		govern: make(chan struct{}, 1),
+
+		diskChanged: make(chan struct{}, 1),
+		regroup:     make(chan struct{}, 1),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.replica = newReplica(n.onApplied)
@@ -128,6 +132,8 @@ func (n *Node) open(ctx context.Context) error {
 	if !n.config.withoutJournal {
 		n.replica.journal = n.journal
 	}
+	n.disk.limit, n.disk.alarm = n.config.StallLimit, n.diskAlarm
+	n.disk.guard(n.stores)
 	n.openTransport()
 	raftConfig := n.raftConfig()
 	if founding {
@@ -300,15 +306,19 @@ func (n *Node) release() error {
 		n.transport.CloseStreams()
 		errs = append(errs, n.transport.Close()) // breaks the calls that Raft waits for
 	}
-	if ended != nil {
-		errs = append(errs, ended.Error())
-	}
-	if n.journal != nil { // nothing is applied any more
-		errs = append(errs, n.journal.close())
-	}
-	if n.stores != nil {
-		errs = append(errs, n.stores.Close())
-	}
+	errs = append(errs, n.unlessStalled(func() error {
+		var errs []error
+		if ended != nil {
+			errs = append(errs, ended.Error())
+		}
+		if n.journal != nil { // nothing is applied any more
+			errs = append(errs, n.journal.close())
+		}
+		if n.stores != nil {
+			errs = append(errs, n.stores.Close())
+		}
+		return errors.Join(errs...)
+	}))
 	return errors.Join(errs...)
 }
 
@@ -316,6 +326,9 @@ func (n *Node) closeOwned() error {
 	var errs []error
 	if n.config.Listener != nil {
 		errs = append(errs, n.config.Listener.Close())
+	}
+	if n.disk.isStalled() {
+		return errors.Join(errs...) // a write may land yet: only the end of the process frees the lock
 	}
 	return errors.Join(append(errs, n.config.DataDir.Close())...)
 }

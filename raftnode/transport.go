@@ -78,6 +78,7 @@ type guardedStream struct {
 	mu        sync.Mutex // guards what follows
 	conns     map[*guardedConn]struct{}
 	ungreeted list.List // of *guardedConn, whose hello is awaited, oldest first
+	halted    bool      // no traffic, in or out
 }
 
 func newGuardedStream(inner raft.StreamLayer, clusterID string, id uint64) *guardedStream {
@@ -144,8 +145,8 @@ func (s *guardedStream) greet(conn *guardedConn, waiting *list.Element) {
 	s.mu.Lock()
 	s.ungreeted.Remove(waiting) // nothing, when it was closed as the oldest
 	s.mu.Unlock()
-	if err != nil || got != s.own {
-		if err == nil {
+	if err != nil || got != s.own || s.isHalted() {
+		if err == nil && got != s.own {
 			s.strange(conn.RemoteAddr().String())
 		}
 		conn.Close()
@@ -174,6 +175,9 @@ func (s *guardedStream) Dial(address raft.ServerAddress, timeout time.Duration) 
 	id, hostPort, err := splitRaftAddress(address)
 	if err != nil {
 		return nil, err
+	}
+	if s.isHalted() {
+		return nil, errHalted
 	}
 	conn, err := s.inner.Dial(raft.ServerAddress(hostPort), timeout)
 	if err != nil {
@@ -216,11 +220,39 @@ func (s *guardedStream) Close() error {
 	return err
 }
 
+var errHalted = errors.New("raft traffic is halted")
+
+// halt ends all connections and lets no new ones through, until it is called with false.
+func (s *guardedStream) halt(halted bool) {
+	s.mu.Lock()
+	s.halted = halted
+	var open []*guardedConn
+	if halted {
+		for conn := range s.conns {
+			open = append(open, conn)
+		}
+	}
+	s.mu.Unlock()
+	for _, conn := range open {
+		conn.Close()
+	}
+}
+
+func (s *guardedStream) isHalted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.halted
+}
+
 func (s *guardedStream) track(conn net.Conn) *guardedConn {
 	tracked := &guardedConn{Conn: conn, stream: s}
 	s.mu.Lock()
 	s.conns[tracked] = struct{}{}
+	halted := s.halted
 	s.mu.Unlock()
+	if halted { // since it was dialled
+		tracked.Close()
+	}
 	select {
 	case <-s.closing: // Close may have looked at conns before
 		tracked.Close()

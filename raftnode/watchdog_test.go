@@ -1,0 +1,166 @@
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// stall holds the writes of a log while it is on.
+type stall struct {
+	mu   sync.Mutex
+	gate chan struct{} // nil: off
+}
+
+func (s *stall) on() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gate = make(chan struct{})
+}
+
+func (s *stall) off() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gate != nil {
+		close(s.gate)
+		s.gate = nil
+	}
+}
+
+type stallingLog struct {
+	raft.LogStore
+	stall *stall
+}
+
+func (l *stallingLog) StoreLogs(logs []*raft.Log) error {
+	l.stall.mu.Lock()
+	gate := l.stall.gate
+	l.stall.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	return l.LogStore.StoreLogs(logs)
+}
+
+// propose writes to a leader's log without waiting for what comes of it.
+func (s *testServer) propose() {
+	go s.node.Propose(context.Background(), strike(1))
+}
+
+func TestLeaderWhoseDiskStallsIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		s := c.servers[0]
+		s.stall.on()
+		began := time.Now()
+		s.propose()
+		c.wait("another one leads", func() bool { return c.leads(2) || c.leads(3) })
+		if took := time.Since(began); took < DefaultStallLimit || took > DefaultStallLimit+2*time.Second {
+			t.Errorf("replaced after %v", took)
+		}
+		c.commits()
+		if _, err := s.node.Propose(t.Context(), strike(1)); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("the stalled one proposes: %v", err)
+		}
+		if _, err := s.node.HandleHeartbeat(HeartbeatRequest{ClusterID: s.node.ClusterID(), ServerID: 2}); !errors.Is(err, ErrDiskStalled) {
+			t.Errorf("it answers heartbeats: %v", err)
+		}
+		s.stall.off()
+		c.wait("server 1 leads again with everybody's state", func() bool { return c.leads(1) && c.up(1, 2, 3) && c.same() })
+		c.commits()
+	})
+}
+
+func TestShortStallChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		s := c.servers[0]
+		term := s.node.raft.CurrentTerm()
+		for range 3 {
+			s.stall.on()
+			s.propose()
+			time.Sleep(DefaultStallLimit * 9 / 10)
+			s.stall.off()
+			time.Sleep(time.Second)
+		}
+		c.commits()
+		if now := s.node.raft.CurrentTerm(); now != term || !c.leads(1) || len(s.terms()) != 1 {
+			t.Errorf("term %d after term %d", now, term)
+		}
+	})
+}
+
+func TestOnlyServerGoesOnAfterAStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		s := c.servers[0]
+		s.stall.on()
+		s.propose()
+		c.wait("it leads no more", func() bool { return c.leader() == nil })
+		s.stall.off()
+		c.wait("it leads again", func() bool { return c.leads(1) })
+		c.commits()
+	})
+}
+
+func TestFollowerWhoseDiskStallsIsInNobodysWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		term := c.leader().raft.CurrentTerm()
+		c.servers[2].stall.on()
+		for range 50 {
+			c.commits()
+			time.Sleep(100 * time.Millisecond)
+		}
+		c.servers[2].stall.off()
+		c.wait("server 3 has caught up", func() bool { return c.up(1, 2, 3) && c.same() })
+		if now := c.leader().raft.CurrentTerm(); now != term || !c.leads(1) {
+			t.Errorf("term %d after term %d", now, term)
+		}
+	})
+}
+
+func TestStallThatLastsEndsTheServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		s := c.servers[0]
+		s.stall.on()
+		began := time.Now()
+		s.propose()
+		err := <-s.ran
+		if took := time.Since(began); took < DefaultStallExit || took > DefaultStallExit+2*time.Second {
+			t.Errorf("it ended after %v", took)
+		}
+		if !errors.Is(err, ErrDiskStalled) || !strings.Contains(err.Error(), s.node.DataDir()) {
+			t.Errorf("it ended with %v", err)
+		}
+		began = time.Now()
+		if err := s.node.Close(); !errors.Is(err, ErrDiskStalled) {
+			t.Errorf("closed: %v", err)
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("close took %v", took)
+		}
+		if other, err := OpenDataDir(s.dir); !errors.Is(err, ErrDataDirInUse) {
+			t.Errorf("its directory can be opened while a write may land: %v, %v", other, err)
+		}
+		s.stall.off()
+		synctest.Wait()
+		if err := s.node.config.DataDir.Close(); err != nil { // as the end of the process does
+			t.Error(err)
+		}
+		s.cancel()
+		s.node = nil
+		c.wait("server 2 leads", func() bool { return c.leads(2) })
+	})
+}
