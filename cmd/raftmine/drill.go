@@ -203,7 +203,7 @@ func (o *drillOptions) drill(ctx context.Context, dir string, out *printer, logL
 func (d *drill) startAll(ctx context.Context) error {
 	flags := append(d.o.serverFlags.args(), "--web-service", d.service.address, "--keep-log")
 	d.serverArgs = func(id int) []string {
-		return append([]string{"--data-dir", filepath.Join(d.dir, "servers", strconv.Itoa(id))}, flags...)
+		return append([]string{"--data-dir", d.serverDir(id)}, flags...)
 	}
 	if err := d.startServers(ctx, d.o.servers, flags); err != nil {
 		return err

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -40,6 +41,13 @@ func (b *ackBook) add(a acked) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.acked = append(b.acked, a)
+}
+
+// refuse notes what was held against a simulated miner.
+func (b *ackBook) refuse(why string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refused = append(b.refused, why)
 }
 
 // all returns what was acknowledged so far, each client's in order.
@@ -150,7 +158,8 @@ func (c *drillClient) seek(ctx context.Context, source func() []string) {
 		if err != nil {
 			return // a source is all it needs
 		}
-		for c.open(ctx, dialer) && !c.apart {
+		for again := true; again && ctx.Err() == nil; {
+			again = c.open(ctx, dialer) && !c.apart
 		}
 		_ = dialer.Close() // its streams are over
 	}
@@ -161,7 +170,7 @@ func (c *drillClient) open(ctx context.Context, dialer *rpc.MinerDialer) bool {
 	conn, err := dialer.Dial(ctx)
 	if err != nil {
 		wait(ctx, 5*time.Millisecond)
-		return ctx.Err() == nil
+		return false
 	}
 	s := &drillStream{conn: conn, over: make(chan struct{})}
 	select {
@@ -175,7 +184,7 @@ func (c *drillClient) open(ctx context.Context, dialer *rpc.MinerDialer) bool {
 		wait(ctx, 5*time.Millisecond) // a leader that was may not know it yet
 	case <-ctx.Done(): // run closes it
 	}
-	return ctx.Err() == nil
+	return true
 }
 
 // wait sleeps for d, or until ctx ends.
@@ -215,6 +224,9 @@ func (c *drillClient) run(ctx context.Context) {
 		case r := <-c.received:
 			switch {
 			case !open[r.stream]:
+			case errors.Is(r.err, miner.ErrRefused):
+				c.book.refuse(c.name + ": " + r.err.Error())
+				c.cancel()
 			case r.err != nil || !c.receive(r.stream, r.message):
 				hangUp(r.stream)
 			default:
@@ -353,9 +365,7 @@ func (c *drillClient) acknowledge(s *drillStream, ack miner.Acknowledgement) {
 		g.next = a.record.nonces.Last + 1
 		g.dropped = g.dropped || a.record.solution || g.next > g.last
 	case miner.ResultWrong:
-		c.book.mu.Lock()
-		c.book.refused = append(c.book.refused, ack.Message)
-		c.book.mu.Unlock()
+		c.book.refuse(c.name + ": " + ack.Message)
 		g.dropped = true
 	default:
 		c.book.mu.Lock()

@@ -14,6 +14,9 @@ import (
 	"raftmine/rpc"
 )
 
+// errAnswersRefused: a simulated miner was told that its answer is wrong. It gives none that is.
+var errAnswersRefused = errors.New("right answers are refused")
+
 // drillPatience is how long the cluster may take to become healthy again after a fault. Far more than it needs: a slow
 // machine breaks no promise.
 const drillPatience = 2 * time.Minute
@@ -71,6 +74,7 @@ type survived struct {
 	Role   string `json:"role"`
 	Victim string `json:"victim"`
 	Moment moment `json:"moment,omitempty"`
+	UnixMS int64  `json:"struck_unix_ms"`
 	// PauseMS is how long the process was paused; 0: it was not.
 	PauseMS float64 `json:"pause_ms,omitempty"`
 	// NoLeaderMS is the time without a granting leader from the fault on, ReturnMS the longest one while the process
@@ -121,6 +125,9 @@ func (d *drill) surviveAll(ctx context.Context) (all []survived, err error) {
 	for n := 1; n <= d.o.faults && ctx.Err() == nil; n++ {
 		f := planFault(d.o.seed, n, d.o.miners, d.o.serverFlags.heartbeat)
 		s, err := d.survive(ctx, f)
+		if errors.Is(err, errAnswersRefused) {
+			break // the judge says the rest
+		}
 		if err != nil {
 			return nil, fmt.Errorf("fault %d, %s of the %s: %w", n, f.kind, f.role, err)
 		}
@@ -174,9 +181,13 @@ func (d *drill) survive(ctx context.Context, f fault) (*survived, error) {
 	name, id := d.victim(f)
 	process := d.process(name)
 	s := &survived{Event: "fault", Fault: f.number, Kind: f.kind, Role: f.role, Victim: name, Moment: f.moment, from: time.Now()}
+	s.UnixMS = s.from.UnixMilli()
 	err := d.strike(ctx, f, process, release)
 	if err == nil && f.kind != "pause" {
 		err = d.awaitTakeover(ctx, name, s.from)
+		if errors.Is(err, errAnswersRefused) {
+			err = nil // found again below, when the process is back
+		}
 		wait(ctx, f.down)
 	}
 	s.returned = time.Now()
@@ -292,15 +303,16 @@ func (d *drill) awaitHealthy(ctx context.Context, since time.Time) error {
 // awaitView waits until the living servers agree that the lowest of them leads, the probe has an answer acknowledged that
 // it sent after since, and check says "".
 func (d *drill) awaitView(ctx context.Context, victim string, since time.Time, complaint string, check func([]rpc.Status) string) error {
-	ctx, cancel := context.WithTimeout(ctx, drillPatience)
-	defer cancel()
-	problem := ""
+	deadline := time.Now().Add(drillPatience)
 	for {
 		if err := d.checkAlive(victim); err != nil {
 			return err
 		}
-		var views []rpc.Status
-		if views, problem = d.views(ctx, victim); problem == "" {
+		if len(d.book.wrong()) > 0 {
+			return errAnswersRefused
+		}
+		views, problem := d.views(ctx, victim)
+		if problem == "" {
 			if problem = check(views); problem == "" {
 				if d.probe.lastAcked().sent.After(since) {
 					d.leader = views[0].LeaderID
@@ -309,7 +321,11 @@ func (d *drill) awaitView(ctx context.Context, victim string, since time.Time, c
 				problem = "no answer of the simulated miner that measures was committed"
 			}
 		}
-		if wait(ctx, 10*time.Millisecond); ctx.Err() != nil {
+		wait(ctx, 10*time.Millisecond)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
 			return fmt.Errorf("the cluster %s within %s: %s", complaint, drillPatience, problem)
 		}
 	}

@@ -18,6 +18,9 @@ import (
 	"raftmine/rpc"
 )
 
+// shownBroken is how many broken promises people are shown.
+const shownBroken = 20
+
 // drillEnd is what the cluster said last, while it ran.
 type drillEnd struct {
 	agreement agreement
@@ -91,16 +94,25 @@ func (d *drill) settle() (drillEnd, error) {
 			return end, fmt.Errorf("the cluster did not come to rest within %s: %s", drillPatience, problem)
 		}
 	}
-	var err error
-	if end.agreement, err = d.stopCluster(); err != nil {
+	var addresses []string
+	for id := 1; id <= d.o.servers; id++ {
+		addresses = append(addresses, d.server(id).started.Address)
+	}
+	if err := d.commitStop(ctx, addresses); err != nil {
 		return end, err
 	}
-	if end.agreement.Servers != d.o.servers {
-		return end, fmt.Errorf("%d of %d servers could be compared", end.agreement.Servers, d.o.servers)
+	for end.agreement.Servers != d.o.servers {
+		var err error
+		if end.agreement, err = d.compareStates(addresses); err != nil {
+			return end, err
+		}
+		if err := ctx.Err(); err != nil {
+			return end, fmt.Errorf("%d of %d servers could be compared", end.agreement.Servers, d.o.servers)
+		}
 	}
 	for id := 1; id <= d.o.servers; id++ {
 		var blocks []rpc.Block
-		err := listBlocks(ctx, d.client, d.server(id).started.Address, func(b rpc.Block) { blocks = append(blocks, b) })
+		err := listBlocks(ctx, d.client, addresses[id-1], func(b rpc.Block) { blocks = append(blocks, b) })
 		if err != nil {
 			return end, err
 		}
@@ -344,8 +356,11 @@ func (r *drillReport) print(out *printer) {
 	fmt.Fprintf(&text, "chunks      %d granted again, %d of them answered for twice\n", r.Regranted, r.SearchedTwice)
 	fmt.Fprintf(&text, "blocks      %d accepted, %d heights twice; %d requests to submit, %d of them repeated\n", r.Blocks, r.AcceptedTwice, r.Submissions, r.RepeatedSubmits)
 	fmt.Fprintf(&text, "state       %s, replayed from %d entries of each log\n", r.agreement, r.Entries)
-	for _, why := range r.Broken {
+	for _, why := range r.Broken[:min(len(r.Broken), shownBroken)] {
 		fmt.Fprintf(&text, "BROKEN      %s\n", why)
+	}
+	if more := len(r.Broken) - shownBroken; more > 0 {
+		fmt.Fprintf(&text, "BROKEN      and %d more: -o json has them all\n", more)
 	}
 	if len(r.Broken) == 0 {
 		fmt.Fprintln(&text, "every promise held")

@@ -116,7 +116,7 @@ func TestLeaderKilledAtEachStepOfABlock(t *testing.T) {
 
 // TestDrillHoldsEveryPromise runs the command: a short drill in make test, and a hundred faults in make e2e.
 func TestDrillHoldsEveryPromise(t *testing.T) {
-	faults, seed, heartbeat := 5, "18", "300ms"
+	faults, seed, heartbeat := 5, "170", "300ms" // a leader killed, paused and stopped, a miner killed
 	if fullEndToEnd() {
 		faults, seed, heartbeat = 100, "0", "1s"
 	}
@@ -137,6 +137,15 @@ func TestDrillHoldsEveryPromise(t *testing.T) {
 	for _, f := range run.events("fault_report") {
 		if f["answers_lost"] != 0.0 || f["no_leader_ms"].(float64) <= 0 || f["ranges_in_flight"].(float64) <= 0 {
 			t.Errorf("fault %v", f)
+		}
+	}
+	kinds := make(map[string]bool)
+	for _, f := range run.events("fault") {
+		kinds[fmt.Sprint(f["kind"], " ", f["role"])] = true
+	}
+	for _, kind := range []string{"kill leader", "pause leader", "stop leader", "kill miner"} {
+		if !kinds[kind] {
+			t.Errorf("no %s among the faults: choose another seed", kind)
 		}
 	}
 	done := run.events("drill_done")
