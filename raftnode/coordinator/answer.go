@@ -3,6 +3,7 @@ package coordinator
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"raftmine/fsm"
 )
@@ -43,7 +44,7 @@ func (s *Session) answerNo(m *miner, a AnswerNo) error {
 		JobID: a.JobID, GrantID: a.GrantID, Miner: m.name, Timestamp: a.Timestamp, Nonces: a.Nonces, Receipt: a.Receipt,
 	}}
 	need := 0
-	if m.session == s && m.ready && m.asking == 0 && c.job != nil && c.job.ID == job.ID {
+	if m.session == s && m.eats() && c.job != nil && c.job.ID == job.ID {
 		need = m.wanted - len(m.held)
 		if whole {
 			need++
@@ -147,7 +148,7 @@ func (c *Coordinator) finished(m *miner, a AnswerNo) {
 		c.setSpeed(m, nextSpeed(m.speed, m.measured, a.Nonces.Len(), now.Sub(since)))
 		m.measured = true
 	}
-	m.answered, m.progress = now, now
+	m.answered, m.progress, m.mute = now, now, time.Time{}
 	c.log.Debug("range finished", "job", a.JobID, "grant_id", a.GrantID, "miner", m.name, "nonces", a.Nonces)
 }
 
@@ -290,6 +291,10 @@ func (s *Session) strike(m *miner, ack Acknowledgement, why string) error {
 	c.log.Warn("wrong answer", "miner", m.name, "grant_id", ack.GrantID, "reason", why, "strikes", before+1)
 	c.send(s, ack)
 	if !out {
+		// A miner that was told forgets the range with its answer.
+		if i := m.find(ack.GrantID); i >= 0 && m.session == s {
+			c.sendAgain(m, i)
+		}
 		return nil
 	}
 	m.held = nil

@@ -164,6 +164,26 @@ func TestWrongAnswerChangesNothingAndThreeRefuse(t *testing.T) {
 	}
 }
 
+func TestRangeOfAWrongAnswerIsSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		a := r.miner("a", 1)
+		p := a.process()
+		lie := honest(p)
+		lie.Receipt = p.Nonces.Last + 1
+		a.held, a.received = nil, nil // with its answer a miner forgets the range
+		if err := a.s.Receive(t.Context(), lie); err != nil {
+			t.Fatal(err)
+		}
+		if a.pump(); len(a.received) != 2 || a.lastAck().Result != Wrong || a.received[1] != Message(p) {
+			t.Fatalf("received %+v, want an acknowledgement, then %+v again", a.received, p)
+		}
+		if err := a.no(p); err != nil || a.lastAck().Result != Committed {
+			t.Errorf("the right answer afterwards: %v, %+v", err, a.lastAck())
+		}
+	})
+}
+
 func TestStrikesOutliveTheTerm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, easy)

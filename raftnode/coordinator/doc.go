@@ -19,9 +19,11 @@
 // # Leases
 //
 // A miner that is silent for LeaseHeartbeats heartbeats, connected or not, loses its ranges, and so does one that answers
-// heartbeats but finishes nothing for AnswerTimeout. A stream that breaks may be resumed within the lease by the same
-// process (its instance id): it keeps what it says it holds and is sent again what it does not. Another process of the
-// same name gets the ranges released, and is refused while the first one is still connected.
+// heartbeats but finishes nothing for AnswerTimeout: that one is granted nothing for the length of a lease. What a
+// connected miner was sent and its reports do not name is sent once more, and then returned. A stream that breaks may be
+// resumed within the lease by the same process (its instance id): it keeps what it says it holds and is sent again what it
+// does not. Another process of the same name gets the ranges released, and is refused while the first one is still
+// connected.
 //
 // # One block
 //

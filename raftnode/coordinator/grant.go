@@ -23,6 +23,7 @@ type miner struct {
 	heard    time.Time // last message, or the start of the term
 	progress time.Time // last finished chunk, or when it got something to do
 	answered time.Time // last finished chunk on this session; zero: none
+	mute     time.Time // until then it is granted nothing, because it finished nothing; zero: it is no such miner
 	speed    float64   // nonces a second
 	measured bool      // speed comes from answers
 
@@ -33,8 +34,10 @@ type miner struct {
 
 // held is one grant.
 type held struct {
-	id   uint64
-	sent time.Time // on the current session; zero: the miner brought it along
+	id    uint64
+	sent  time.Time // on the current session; zero: the miner brought it along
+	beats uint64    // HeartbeatRequests of the session that were sent before it: their replies may not name it
+	again bool      // it was sent once more, because a reply did not name it
 }
 
 func (m *miner) find(id uint64) int {
@@ -47,9 +50,14 @@ func (m *miner) drop(id uint64) {
 	}
 }
 
-// needs returns how many ranges it is to be granted. While some are being committed it needs none.
+// eats reports whether it may be asked for work now. While some is being committed it may not.
+func (m *miner) eats() bool {
+	return m.session != nil && m.ready && m.asking == 0 && m.mute.IsZero()
+}
+
+// needs returns how many ranges it is to be granted.
 func (m *miner) needs() int {
-	if m.session == nil || !m.ready || m.asking > 0 {
+	if !m.eats() {
 		return 0
 	}
 	return max(m.wanted-len(m.held), 0)
@@ -222,7 +230,8 @@ func (c *Coordinator) hand(m *miner, grant fsm.Grant) {
 	if m.find(grant.ID) >= 0 {
 		return
 	}
-	if c.job == nil || c.job.ID != grant.JobID {
+	grant, ok := c.live(grant.ID)
+	if !ok {
 		return // over already
 	}
 	if grant.Instance != m.instance { // asked for by the process before this one
@@ -237,13 +246,69 @@ func (c *Coordinator) hand(m *miner, grant fsm.Grant) {
 		m.held = append(m.held, held{id: grant.ID}) // its next session is sent it, or its lease ends
 		return
 	}
-	if m.wanted == 0 { // it changed its mind meanwhile
+	if m.wanted == 0 || !m.mute.IsZero() { // it changed its mind meanwhile, or we did
 		c.queueRelease(release{miner: m, ids: []uint64{grant.ID}, reason: fsm.ReleaseLeft})
 		return
 	}
-	m.held = append(m.held, held{id: grant.ID, sent: now})
+	m.held = append(m.held, held{id: grant.ID, sent: now, beats: m.session.beats})
 	c.log.Debug("range granted", "job", grant.JobID, "grant_id", grant.ID, "miner", m.name, "nonces", grant.Nonces)
 	c.sendProcess(m, grant)
+}
+
+// live returns a grant as the state has it, if it is of the job that the miners search. A live grant is always of the
+// state's round, which the job loop may not have seen yet: then it is taken over, so that nobody searches the old
+// timestamp. Caller holds mu.
+func (c *Coordinator) live(id uint64) (grant fsm.Grant, ok bool) {
+	var job fsm.Job
+	c.view(func(v fsm.View) {
+		job, _ = v.Job()
+		grant, ok = v.Grant(id)
+	})
+	if !ok || job.Phase != fsm.PhaseOpen || c.job == nil || c.job.ID != job.ID {
+		return fsm.Grant{}, false
+	}
+	if c.job.Round != job.Round {
+		c.adopt(job)
+	}
+	return grant, true
+}
+
+// sendAgain sends m.held[i] once more on the session, if the state still has it. Caller holds mu.
+func (c *Coordinator) sendAgain(m *miner, i int) {
+	grant, ok := c.live(m.held[i].id)
+	if !ok || m.session == nil {
+		return
+	}
+	m.held[i].sent, m.held[i].beats = c.cfg.Now(), m.session.beats
+	c.sendProcess(m, grant)
+}
+
+// missing compares what m was sent before the heartbeat that it answers now with what it says it holds. What it does not
+// name is sent once more; when it is not named again either, it returns, or nobody would ever search it. Caller holds mu.
+func (c *Coordinator) missing(m *miner, reported []uint64) {
+	var lost []uint64
+	answered := m.session.replies
+	for i := range m.held {
+		h := &m.held[i]
+		switch {
+		case slices.Contains(reported, h.id):
+			h.again = false
+		case h.beats >= answered: // that reply could not name it
+		case h.again:
+			lost = append(lost, h.id)
+		default:
+			h.again = true
+			c.sendAgain(m, i)
+		}
+	}
+	if len(lost) == 0 {
+		return
+	}
+	c.log.Warn("miner does not hold what it was sent", "miner", m.name, "ranges", len(lost))
+	c.queueRelease(release{miner: m, ids: lost, reason: fsm.ReleaseSilent})
+	if c.job != nil {
+		c.send(m.session, Interrupt{JobID: c.job.ID, Reason: InterruptReleased, GrantIDs: lost})
+	}
 }
 
 func (c *Coordinator) sendProcess(m *miner, grant fsm.Grant) {

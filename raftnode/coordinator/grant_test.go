@@ -3,11 +3,13 @@ package coordinator
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"raftmine/fsm"
+	"raftmine/fsm/pow"
 )
 
 // slow makes a commit take 100 ms, so that something can happen meanwhile.
@@ -236,4 +238,126 @@ func TestFailedReleaseIsRepeated(t *testing.T) {
 			})
 		})
 	}
+}
+
+// dropped forgets what the miner holds, as if it had lost it.
+func (m *testMiner) dropped() Process {
+	p := m.process()
+	m.held, m.received, m.interrupts = nil, nil, nil
+	return p
+}
+
+func TestRangeThatTheMinerDoesNotNameIsSentAgainAndThenReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 100 })
+		a, b := r.miner("a", 1), r.miner("b", 1)
+		p := a.dropped()
+		stayFor(6*time.Second, a, b)
+		if len(a.received) != 1 || a.received[0] != Message(p) {
+			t.Fatalf("received %+v, want %+v again", a.received, p)
+		}
+		stayFor(6*time.Second, a, b) // it is named once: all is well
+		a.dropped()
+		stayFor(6*time.Second, a, b)
+		if a.process().GrantID != p.GrantID {
+			t.Fatalf("holds %+v, want %+v again", a.held, p)
+		}
+		a.dropped()
+		if err := a.s.Receive(t.Context(), a.hello(0)); err != nil { // unasked: it answers no heartbeat. Then b is next
+			t.Fatal(err)
+		}
+		stayFor(6*time.Second, a, b)
+		if len(a.interrupts) != 1 || a.interrupts[0].Reason != InterruptReleased || len(a.held) != 0 {
+			t.Errorf("interrupts %+v, holds %v", a.interrupts, a.heldIDs())
+		}
+		if got := b.process(); got.Nonces != p.Nonces {
+			t.Errorf("b was granted %v, want %v", got.Nonces, p.Nonces)
+		}
+	})
+}
+
+func TestReplyToAnEarlierHeartbeatNeedNotNameARange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 100 })
+		a, b := r.miner("a", 1), r.miner("b", 1)
+		late := HeartbeatReply{Name: b.name, Instance: b.instance, Threads: 1}
+		for range 3 {
+			if err := b.s.Receive(t.Context(), late); err != nil { // unasked: these answer nothing
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(5500 * time.Millisecond) // b has a heartbeat to answer, and then is granted the range
+		bye := a.hello(0)
+		bye.Leaving = true
+		if err := a.s.Receive(t.Context(), bye); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		time.Sleep(5 * time.Second) // and then has another heartbeat
+		if err := b.s.Receive(t.Context(), late); err != nil {
+			t.Fatal(err)
+		}
+		b.pump()
+		if len(b.received) != 1 || len(b.held) != 1 {
+			t.Errorf("received %+v, want the range once", b.received)
+		}
+		b.held = nil
+		if err := b.s.Receive(t.Context(), late); err != nil {
+			t.Fatal(err)
+		}
+		if b.pump(); len(b.held) != 1 {
+			t.Error("the second reply does not name the range, which was not sent again")
+		}
+	})
+}
+
+func TestGrantOfANewRoundIsSentWithItsTimestamp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 100 })
+		a, b := r.miner("a", 1), r.miner("b", 1)
+		p, old := a.process(), r.cl.job()
+		// The job loop's Roll is applied, and it has not looked yet, when b's grant comes.
+		r.c.mu.Lock()
+		m := r.c.miners["b"]
+		m.nextRequest++
+		outcomes := r.cl.must(t,
+			fsm.Finish{JobID: old.ID, GrantID: p.GrantID, Miner: "a", Timestamp: old.Timestamp, Nonces: p.Nonces, Receipt: p.Nonces.First},
+			fsm.Roll{JobID: old.ID, Round: 1, Timestamp: old.Timestamp + 1},
+			fsm.GrantWork{JobID: old.ID, Miner: "b", Instance: b.instance, RequestID: m.nextRequest, Chunks: 1})
+		r.c.deliver(m, outcomes[2:], r.c.generation)
+		r.c.mu.Unlock()
+		if b.pump(); b.process().Work.Timestamp != old.Timestamp+1 {
+			t.Errorf("b was sent timestamp %d, want %d of its round", b.process().Work.Timestamp, old.Timestamp+1)
+		}
+	})
+}
+
+func TestJobSolvedWhileTheNextIsOpenedIsNoErrorOfItsMiners(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, easy)
+		a, b := r.miner("a", 1), r.miner("b", 1)
+		slow(r)
+		time.Sleep(4950 * time.Millisecond)
+		r.service.set(func(sv *service) { sv.block.Previous = pow.Sum([]byte("another")) })
+		p := a.dropped()
+		go func() { // committed 50 ms after the web service was asked for its block
+			if err := a.s.Receive(t.Context(), answerYes(p, solution(t, p))); err != nil {
+				t.Error(err)
+			}
+		}()
+		stayFor(4*time.Second, a, b)
+		refused := slices.ContainsFunc(r.cl.history(), func(step applied) bool {
+			_, grant := step.command.(fsm.GrantWork)
+			return grant && step.outcome.Code == fsm.Wrong
+		})
+		if !refused {
+			t.Fatal("no grant of a job that was not opened: the test is out of step")
+		}
+		if n := r.logs.count("level=ERROR"); n > 0 {
+			t.Errorf("%d errors are logged", n)
+		}
+		if job := r.cl.job(); job.ID != 2 || len(a.held) != 1 || len(b.held) != 1 || b.process().JobID != job.ID {
+			t.Errorf("job %d: a holds %+v, b %+v", job.ID, a.held, b.held)
+		}
+	})
 }

@@ -153,7 +153,8 @@ func (c *Coordinator) openNext(s snapshot) error {
 }
 
 // open opens a job, and grants it to the waiting miners in the same entry; with closing, the open job is closed in it as
-// well. A predicted job id that turns out wrong makes those grants stale, and no harm.
+// well. The grants name the job id that comes next. When the job is not opened, because the one before was solved in this
+// very moment, there is no such job, and its miners wait for the one that is opened instead.
 func (c *Coordinator) open(s snapshot, block Block, closing bool) error {
 	job := fsm.OpenJob{
 		Height:    s.accepted + 1,
@@ -176,7 +177,7 @@ func (c *Coordinator) open(s snapshot, block Block, closing bool) error {
 		}
 		b.commands = append(b.commands, fsm.CloseJob{JobID: s.job.ID, Reason: why})
 		for _, m := range c.miners { // what they hold is over
-			if m.session != nil && m.ready && m.asking == 0 && m.wanted > 0 {
+			if m.eats() && m.wanted > 0 {
 				c.hungry[m] = struct{}{}
 			}
 		}
@@ -205,6 +206,13 @@ func (c *Coordinator) open(s snapshot, block Block, closing bool) error {
 			c.log.Info("job opened", "job", now.job.ID, "height", now.job.Height, "bits", now.job.Bits,
 				"previous", now.job.Previous)
 			c.adopt(now.job)
+		}
+	}
+	if opened.Code != fsm.Done && opened.Code != fsm.Duplicate {
+		for i := range outcomes[at+1:] {
+			if outcome := &outcomes[at+1+i]; outcome.Code == fsm.Wrong {
+				*outcome = fsm.Outcome{Code: fsm.NoWork}
+			}
 		}
 	}
 	c.granted(b, outcomes, nil)

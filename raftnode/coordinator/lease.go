@@ -74,6 +74,10 @@ func (c *Coordinator) sweep() {
 		if m.session != nil {
 			c.totalSpeed += m.speed
 		}
+		if !m.mute.IsZero() && !now.Before(m.mute) {
+			m.mute = time.Time{}
+			c.feed(m)
+		}
 		if len(m.held) == 0 {
 			continue
 		}
@@ -90,6 +94,7 @@ func (c *Coordinator) sweep() {
 				c.send(m.session, Interrupt{JobID: c.job.ID, Reason: InterruptReleased, GrantIDs: ids})
 			}
 			c.setSpeed(m, m.speed/speedStep)
+			m.mute = now.Add(c.cfg.lease()) // others first: it would be granted the same ranges at once
 			c.feed(m)
 		}
 	}

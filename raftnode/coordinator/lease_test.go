@@ -138,6 +138,37 @@ func TestMinerThatFinishesNothingLosesItsRanges(t *testing.T) {
 	})
 }
 
+func TestMinerThatFinishesNothingIsNotFedBeforeTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { r.cfg.Nonces.Last = 200 })
+		a := r.miner("a", 1)
+		other := r.miner("b", 1)
+		stayFor(DefaultAnswerTimeout-3*time.Second, a, other)
+		if err := other.no(other.process()); err != nil {
+			t.Fatal(err)
+		}
+		p := a.process()
+		stayFor(4*time.Second, a, other)
+		if len(a.held) != 0 || other.process().Nonces != p.Nonces {
+			t.Fatalf("a holds %v, b %+v, want b to have %v", a.heldIDs(), other.held, p.Nonces)
+		}
+		c := r.miner("c", 2)
+		if err := other.no(other.process()); err != nil { // the next round: two chunks
+			t.Fatal(err)
+		}
+		stayFor(13*time.Second, a, other, c)
+		if len(a.held) != 0 {
+			t.Errorf("a was granted %v within a lease", a.heldIDs())
+		}
+		other.s.Close()
+		c.s.Close()
+		stayFor(16*time.Second, a)
+		if len(a.held) != 1 {
+			t.Error("a is never granted anything again")
+		}
+	})
+}
+
 func TestMinersAreForgottenButStrikesAreNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, nil)

@@ -116,7 +116,7 @@ func stayFor(d time.Duration, miners ...*testMiner) {
 			m.pump()
 			for range m.beats {
 				if !m.over {
-					_ = m.s.Receive(m.r.t.Context(), HeartbeatReply{Name: m.name, Instance: m.instance, Threads: 1})
+					_ = m.s.Receive(m.r.t.Context(), HeartbeatReply{Name: m.name, Instance: m.instance, Threads: 1, Held: m.heldIDs()})
 				}
 			}
 			m.beats = nil

@@ -22,6 +22,8 @@ type Session struct {
 	heard      time.Time
 	nextBeat   time.Time
 	unanswered bool // the last HeartbeatRequest
+	// HeartbeatRequests sent, and how many of them the miner's replies, in order, have answered.
+	beats, replies uint64
 }
 
 // Open starts a miner's session. Its first message, a HeartbeatRequest, waits in Outgoing at once.
@@ -103,6 +105,7 @@ func (c *Coordinator) beat(s *Session, now time.Time, servers []string) {
 		c.cfg.Observer.Heartbeat(s.miner.name, false)
 	}
 	s.unanswered = true
+	s.beats++
 	if s.nextBeat = s.nextBeat.Add(c.cfg.Heartbeat); s.nextBeat.Before(now) {
 		s.nextBeat = now.Add(c.cfg.Heartbeat)
 	}
@@ -289,7 +292,7 @@ func (s *Session) claim(r HeartbeatReply) (m *miner, restarted bool, err error) 
 		c.end(m.session, ErrReplaced)
 	}
 	if m.instance != r.Instance {
-		m.speed, m.measured = 0, false
+		m.speed, m.measured, m.mute = 0, false, time.Time{}
 	}
 	m.instance, m.session, m.ready = r.Instance, s, false
 	m.heard, m.answered = s.heard, time.Time{}
@@ -318,7 +321,7 @@ func (c *Coordinator) newMiner(name string) *miner {
 
 // reconcile compares what the state grants a miner with what it says it holds. Caller holds mu.
 func (c *Coordinator) reconcile(m *miner, reported []uint64) {
-	var resend []fsm.Grant
+	var again []uint64
 	gone := InterruptReleased
 	var jobID uint64
 	c.view(func(v fsm.View) {
@@ -332,21 +335,19 @@ func (c *Coordinator) reconcile(m *miner, reported []uint64) {
 			}
 		}
 		m.held = slices.DeleteFunc(m.held, func(h held) bool {
-			grant, ok := v.Grant(h.id)
+			_, ok := v.Grant(h.id)
 			if ok && open && !slices.Contains(reported, h.id) {
-				resend = append(resend, grant)
+				again = append(again, h.id)
 			}
 			return !ok || !open
 		})
 	})
-	now := c.cfg.Now()
-	m.progress = now
+	m.progress = c.cfg.Now()
 	for i := range m.held {
-		m.held[i].sent = time.Time{}
+		m.held[i] = held{id: m.held[i].id}
 	}
-	for _, grant := range resend {
-		m.held[m.find(grant.ID)].sent = now
-		c.sendProcess(m, grant)
+	for _, id := range again {
+		c.sendAgain(m, m.find(id))
 	}
 	var lost []uint64
 	for _, id := range reported {
@@ -384,12 +385,14 @@ func (s *Session) report(m *miner, r HeartbeatReply) error {
 	if r.Leaving {
 		c.leave(m)
 	}
+	c.missing(m, r.Held)
 	c.feed(m)
 	return nil
 }
 
-// answeredBeat notes that the last heartbeat was answered. Caller holds mu.
+// answeredBeat notes that a heartbeat was answered. Caller holds mu.
 func (c *Coordinator) answeredBeat(s *Session) {
+	s.replies = min(s.replies+1, s.beats) // a miner may report unasked
 	if s.unanswered {
 		s.unanswered = false
 		c.cfg.Observer.Heartbeat(s.miner.name, true)
