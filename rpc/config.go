@@ -51,10 +51,12 @@ type Leader interface {
 	Status() coordinator.Status
 }
 
-// Session is one miner's session. Outgoing is closed when the session is over, and Err says why. Receive is called by
-// one goroutine, and may block until the message is committed. Close may be called at any time and more than once.
+// Session is one miner's session. Outgoing and Done are closed when the session is over, and Err says why. Receive is
+// called by one goroutine, and may block until the message is committed. Close may be called at any time and more than
+// once.
 type Session interface {
 	Outgoing() <-chan coordinator.Message
+	Done() <-chan struct{}
 	Receive(ctx context.Context, message coordinator.Message) error
 	Err() error
 	Close()

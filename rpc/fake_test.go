@@ -209,6 +209,7 @@ type fakeLeader struct {
 type fakeSession struct {
 	leader   *fakeLeader
 	outgoing chan coordinator.Message
+	done     chan struct{}
 
 	mu       sync.Mutex
 	received []coordinator.Message
@@ -220,7 +221,7 @@ func (l *fakeLeader) Open() (Session, error) {
 	if l.refuse != nil {
 		return nil, l.refuse
 	}
-	s := &fakeSession{leader: l, outgoing: make(chan coordinator.Message, 64)}
+	s := &fakeSession{leader: l, outgoing: make(chan coordinator.Message, 64), done: make(chan struct{})}
 	s.outgoing <- coordinator.HeartbeatRequest{
 		ClusterID: "c", ServerID: 1, Address: l.address, Term: 3, SentUnixMilli: 1_790_000_000_000,
 		ServerAddresses: l.servers,
@@ -285,8 +286,11 @@ func (s *fakeSession) end(err error) {
 	if !s.closed {
 		s.closed, s.err = true, err
 		close(s.outgoing)
+		close(s.done)
 	}
 }
+
+func (s *fakeSession) Done() <-chan struct{} { return s.done }
 
 func (s *fakeSession) Close() { s.end(coordinator.ErrDisconnected) }
 
@@ -303,18 +307,22 @@ func (s *fakeSession) isClosed() bool {
 }
 
 // start serves node on loopback until the test ends. It returns the server and its address.
-func start(t testing.TB, node *fakeNode) (*Server, string) {
+func start(t testing.TB, node *fakeNode, change ...func(*Config)) (*Server, string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return serve(t, node, listener), listener.Addr().String()
+	return serve(t, node, listener, change...), listener.Addr().String()
 }
 
-func serve(t testing.TB, node *fakeNode, listener net.Listener) *Server {
+func serve(t testing.TB, node *fakeNode, listener net.Listener, change ...func(*Config)) *Server {
 	t.Helper()
-	server, err := NewServer(Config{Node: node, Hub: node.hub, Version: "test"})
+	config := Config{Node: node, Hub: node.hub, Version: "test"}
+	for _, f := range change {
+		f(&config)
+	}
+	server, err := NewServer(config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
@@ -20,10 +21,14 @@ type miningService struct {
 	server *Server
 }
 
+// lastWords is how long the stream of a session that is over may take to send what is queued. Tuning.
+const lastWords = time.Second
+
 type mineStream = grpc.BidiStreamingServer[pb.MineRequest, pb.MineResponse]
 
-// Mine is one miner's stream. The handler's goroutine sends, one other receives: a handler that waited in Recv could not
-// end its stream when the term is over.
+// Mine is one miner's stream. Its handler only waits: one other goroutine receives, and each message is sent by one that
+// ends with it. For only a handler's return ends a stream, so it must not wait in Recv or Send when the term is over or the
+// session ended, least of all for a miner that does not read.
 func (m *miningService) Mine(stream mineStream) error {
 	err := m.mine(stream)
 	if err != nil && m.server.config.Logger.Enabled(stream.Context(), slog.LevelDebug) {
@@ -47,23 +52,35 @@ func (m *miningService) mine(stream mineStream) error {
 	}
 	defer session.Close()
 
-	received := make(chan error, 1)
-	m.server.readers.Go(func() { received <- m.receive(stream, session) })
+	received, sent := make(chan error, 1), make(chan error, 1)
+	m.server.streams.Go(func() { received <- m.receive(stream, session) })
+	outgoing, done := session.Outgoing(), session.Done() // outgoing is nil while a message is being sent
+	var patience <-chan time.Time
+	end := func() error { return sessionError(session.Err()) }
 	for {
 		select {
-		case message, open := <-session.Outgoing():
+		case message, open := <-outgoing:
 			if !open {
-				return sessionError(session.Err())
+				return end()
 			}
-			if err := sendToMiner(stream, message); err != nil {
+			outgoing = nil
+			m.server.streams.Go(func() { sent <- m.send(stream, message) })
+		case err := <-sent:
+			if err != nil {
 				return err
 			}
+			outgoing = session.Outgoing()
 		case err := <-received:
 			// What was queued before goes first: acknowledgements of what was received.
-			if sendErr := sendQueued(stream, session); sendErr != nil {
-				return sendErr
+			end = func() error { return err }
+			session.Close()
+		case <-done:
+			if errors.Is(session.Err(), coordinator.ErrTooSlow) {
+				return end()
 			}
-			return err
+			done, patience = nil, time.After(lastWords)
+		case <-patience:
+			return end()
 		case <-term.over:
 			return m.notLeading()
 		}
@@ -99,29 +116,14 @@ func (m *miningService) receive(stream mineStream, session Session) (err error) 
 	}
 }
 
-func sendToMiner(stream mineStream, message coordinator.Message) error {
+// send is run on a goroutine of its own. When the handler returns, the stream's context ends, and so does this.
+func (m *miningService) send(stream mineStream, message coordinator.Message) (err error) {
+	defer m.server.recovered("Mine", &err)
 	response, err := mineResponseTo(message)
 	if err != nil {
 		return err
 	}
 	return stream.Send(response)
-}
-
-// sendQueued sends what waits in the session and does not wait for more.
-func sendQueued(stream mineStream, session Session) error {
-	for {
-		select {
-		case message, open := <-session.Outgoing():
-			if !open {
-				return nil
-			}
-			if err := sendToMiner(stream, message); err != nil {
-				return err
-			}
-		default:
-			return nil
-		}
-	}
 }
 
 // sessionError is why a session ended. Without a reason it is the leader's doing: the miner may dial again.

@@ -30,7 +30,7 @@ type Server struct {
 
 	stopping context.Context // ends when Stop begins
 	stop     context.CancelFunc
-	readers  sync.WaitGroup // goroutines that read mining streams
+	streams  sync.WaitGroup // goroutines that read and write mining streams
 
 	mu   sync.Mutex
 	term *term // nil: not leading
@@ -127,7 +127,7 @@ func (s *Server) Stop(ctx context.Context) {
 	defer context.AfterFunc(ctx, s.grpc.Stop)()
 	s.grpc.GracefulStop()
 	s.grpc.Stop()
-	s.readers.Wait()
+	s.streams.Wait()
 }
 
 // healthService is the standard one, but its Watch ends when the server stops: else no stop would ever be graceful.
@@ -170,7 +170,10 @@ func (s *Server) recoverStream(
 	service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler,
 ) (err error) {
 	defer s.recovered(info.FullMethod, &err)
-	return handler(service, &shallowStream{stream, s.aside(info.FullMethod), !info.IsClientStream})
+	if !info.IsClientStream {
+		stream = &shallowStream{stream, s.aside(info.FullMethod)}
+	}
+	return handler(service, stream)
 }
 
 // recovered must be deferred itself.

@@ -25,22 +25,18 @@ func (a aside) run(work func() error) error {
 	return <-a.done
 }
 
-// shallowStream keeps the stack of a stream's handler small.
+// shallowStream keeps the stack of a handler small that takes one request and sends a stream. Mine does so itself.
 type shallowStream struct {
 	grpc.ServerStream
-	sending aside
-	once    bool // one message comes, not many: those are received by a goroutine made for it
+	aside aside
 }
 
 // SendMsg implements grpc.ServerStream.
 func (s *shallowStream) SendMsg(message any) error {
-	return s.sending.run(func() error { return s.ServerStream.SendMsg(message) })
+	return s.aside.run(func() error { return s.ServerStream.SendMsg(message) })
 }
 
 // RecvMsg implements grpc.ServerStream.
 func (s *shallowStream) RecvMsg(message any) error {
-	if !s.once {
-		return s.ServerStream.RecvMsg(message)
-	}
-	return s.sending.run(func() error { return s.ServerStream.RecvMsg(message) })
+	return s.aside.run(func() error { return s.ServerStream.RecvMsg(message) })
 }

@@ -13,8 +13,9 @@ import (
 
 // Session is one miner's stream. One goroutine calls Receive; another sends what comes out of Outgoing.
 type Session struct {
-	c   *Coordinator
-	out chan Message
+	c    *Coordinator
+	out  chan Message
+	done chan struct{} // closed by end
 
 	// Guarded by c.mu.
 	miner      *miner // nil until its first HeartbeatReply was accepted
@@ -37,7 +38,7 @@ func (c *Coordinator) Open() (*Session, error) {
 		return nil, fmt.Errorf("%w: %d are connected", ErrTooManyMiners, len(c.sessions))
 	}
 	now := c.cfg.Now()
-	s := &Session{c: c, out: make(chan Message, outgoingBuffer), heard: now, nextBeat: now}
+	s := &Session{c: c, out: make(chan Message, outgoingBuffer), done: make(chan struct{}), heard: now, nextBeat: now}
 	c.sessions[s] = struct{}{}
 	c.beat(s, now, c.serversUp())
 	return s, nil
@@ -46,6 +47,9 @@ func (c *Coordinator) Open() (*Session, error) {
 // Outgoing is what is to be sent to the miner, in order. It is closed when the session is over; what is in it by then is
 // still worth sending.
 func (s *Session) Outgoing() <-chan Message { return s.out }
+
+// Done is closed when the session is over, for one who is stuck sending and so cannot see the end of Outgoing.
+func (s *Session) Done() <-chan struct{} { return s.done }
 
 // Err returns why the session is over, nil when it is not.
 func (s *Session) Err() error {
@@ -70,6 +74,7 @@ func (c *Coordinator) end(s *Session, why error) {
 	}
 	s.err = why
 	close(s.out)
+	close(s.done)
 	delete(c.sessions, s)
 	m := s.miner
 	if m == nil || m.session != s {

@@ -177,10 +177,16 @@ func TestSlowReaderIsEnded(t *testing.T) {
 		r := newRig(t, nil)
 		a := r.miner("a", 1)
 		for range outgoingBuffer + 1 { // acknowledgements that nobody reads
+			select {
+			case <-a.s.Done():
+				t.Fatal("done early")
+			default:
+			}
 			if err := a.s.Receive(t.Context(), AnswerNo{GrantID: 1, JobID: 0}); err != nil {
 				t.Fatal(err)
 			}
 		}
+		<-a.s.Done()
 		if err := a.s.Err(); !errors.Is(err, ErrTooSlow) {
 			t.Errorf("got %v, want %v", err, ErrTooSlow)
 		}
