@@ -11,8 +11,8 @@ help: ## say what each target does
 build: ## the binary, at bin/raftmine
 	$(GO) build -trimpath -o bin/raftmine ./cmd/raftmine
 
-run: build ## a web service, 3 servers and 2 miners mine 5 real blocks on this machine
-	bin/raftmine run --blocks 5
+run: build ## a web service, 3 servers and 2 miners mine 5 real blocks on this machine; then the audit
+	@dir=raftmine-run-$$(date +%Y%m%d-%H%M%S); set -x; bin/raftmine run --blocks 5 --data-dir "$$dir" && bin/raftmine audit "$$dir"
 
 test: ## all tests that every change must pass; under 5 minutes on 2 cores
 	$(GO) test -timeout 10m ./...

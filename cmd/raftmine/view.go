@@ -218,7 +218,7 @@ func viewEvent(w rpc.Watched) (object any, line string) {
 			name, word = "server_up", "up"
 		}
 		line = fmt.Sprintf("server %d is %s", e.ID, word)
-		if e.Reason != "" {
+		if e.Reason != "" && !e.Up {
 			line += ": " + e.Reason
 		}
 		return serverEventView{name, e.ID, e.Reason}, line
