@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -156,7 +157,7 @@ func (n *Node) takeOffice(ctx context.Context) (term uint64, ok bool) {
 		if ctx.Err() != nil || n.raft.State() != raft.Leader || n.replica.failure() != nil {
 			return 0, false
 		}
-		n.log.Warn("taking office failed, trying again", "error", err)
+		n.log.Log(ctx, troubleLevel(err), "taking office failed, trying again", "error", err)
 		if !sleep(ctx, pause) {
 			return 0, false
 		}
@@ -203,6 +204,16 @@ func (n *Node) tryTakeOffice(ctx context.Context) (term uint64, err error) {
 		}
 	}
 	return term, nil
+}
+
+// troubleLevel is the level to log at what failed in a term: that leadership moved meanwhile is no trouble.
+func troubleLevel(err error) slog.Level {
+	for _, usual := range []error{ErrNotLeader, ErrOutcomeUnknown, raft.ErrNotLeader, raft.ErrLeadershipLost, context.Canceled} {
+		if errors.Is(err, usual) {
+			return slog.LevelDebug
+		}
+	}
+	return slog.LevelWarn
 }
 
 // transferPace spaces the transfers that the rule asks for.

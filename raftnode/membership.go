@@ -145,7 +145,7 @@ func (n *Node) commit(ctx context.Context, commands []fsm.Command) {
 	outcomes, err := n.Propose(ctx, commands...)
 	if err != nil {
 		if ctx.Err() == nil {
-			n.log.Warn("server table not updated, trying again", "error", err)
+			n.log.Log(ctx, troubleLevel(err), "server table not updated, trying again", "error", err)
 		}
 		return
 	}
@@ -208,7 +208,7 @@ func (n *Node) dismissSilent(ctx context.Context, rows []fsm.Server) {
 			continue
 		}
 		if err := n.dismiss(ctx, row.ID, fmt.Sprintf("silent for %v", n.config.Grace)); err != nil && ctx.Err() == nil {
-			n.log.Warn("silent server not removed, trying again", "peer", row.ID, "error", err)
+			n.log.Log(ctx, troubleLevel(err), "silent server not removed, trying again", "peer", row.ID, "error", err)
 		}
 		return
 	}
@@ -248,7 +248,7 @@ func (n *Node) reconfigure(ctx context.Context, id uint64, as string, change fun
 		n.log.Info("group changed", "peer", id, "as", as)
 		poke(n.govern)
 	case ctx.Err() == nil:
-		n.log.Warn("group not changed", "peer", id, "as", as, "error", err)
+		n.log.Log(ctx, troubleLevel(err), "group not changed", "peer", id, "as", as, "error", err)
 	}
 	return err
 }

@@ -379,7 +379,14 @@ func (n *Node) VerifyLeader(ctx context.Context) error {
 	if n.raft.State() != raft.Leader {
 		return n.notLeader()
 	}
-	err := n.await(ctx, func() error { return n.raft.VerifyLeader().Error() })
+	err := n.await(ctx, func() error {
+		// The library counts the next answer of a follower, also to a question asked before. In a process that was paused
+		// those may be old; the second round asks anew.
+		if err := n.raft.VerifyLeader().Error(); err != nil {
+			return err
+		}
+		return n.raft.VerifyLeader().Error()
+	})
 	if err != nil && ctx.Err() == nil {
 		return n.notLeader()
 	}

@@ -1,7 +1,9 @@
 package coordinator
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 
 	"raftmine/fsm"
 )
@@ -97,7 +99,11 @@ func (c *Coordinator) logVerdict(job fsm.Job, verdict fsm.Verdict, detail string
 				"nonce", job.Solution.Nonce, "miner", job.Solution.Miner, "verdict", verdict, "detail", fsm.Line(detail))
 			return nil
 		}
-		c.log.Warn("verdict not logged yet", "job", job.ID, "error", err)
+		level := slog.LevelWarn
+		if errors.Is(err, ErrNotLeader) { // leadership moves, and the next leader does this
+			level = slog.LevelDebug
+		}
+		c.log.Log(c.term, level, "verdict not logged yet", "job", job.ID, "error", err)
 		if !c.sleep(retry.NextBackOff()) {
 			return nil
 		}
