@@ -369,6 +369,9 @@ func newTestCluster(t *testing.T, size int, change ...func(*Config)) *testCluste
 }
 
 func (c *testCluster) close() {
+	c.net.mu.Lock()
+	clear(c.net.paused) // a paused server cannot be closed
+	c.net.mu.Unlock()
 	for _, s := range c.servers {
 		s.kill()
 	}

@@ -59,7 +59,7 @@ func TestTransferLeadershipIsUndoneByTheRule(t *testing.T) {
 			}
 			c.wait("it led", func() bool { return len(c.servers[want-1].terms()) > terms })
 			c.wait("server 1 leads again", func() bool { return c.leads(1) })
-			time.Sleep(transferPauseMost)
+			time.Sleep(2 * transferPauseFirst)
 		}
 		if _, err := c.leader().TransferLeadership(t.Context(), 9); !errors.Is(err, ErrRefused) {
 			t.Errorf("to nobody: %v", err)

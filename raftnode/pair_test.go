@@ -67,8 +67,12 @@ func TestLeaderOfTwoGoesOnWhenItsFollowerIsKilled(t *testing.T) {
 		c.settled()
 		leader := c.servers[0].node
 		term := leader.raft.CurrentTerm()
+		began := time.Now()
 		c.killAtOnce(1)
 		c.commits()
+		if took := time.Since(began); took > pairPatience(DefaultRaftLease)/2 {
+			t.Errorf("alone after %v: not told by the end of the process", took)
+		}
 		c.wait("server 2 is down", func() bool { return c.up(1) })
 		if c.voters() != "[1]" {
 			t.Errorf("voters %s", c.voters())
@@ -114,19 +118,20 @@ func TestLeaderOfTwoGoesOnWhenItsFollowerIsPaused(t *testing.T) {
 
 func TestSilentServersLeaveTheVotersOneAfterTheOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 5)
+		const grace = 3 * DefaultHeartbeat
+		c := newTestCluster(t, 5, func(config *Config) { config.Grace = grace })
 		c.settled()
 		for i, voters := range []string{"[2 3 4 5]", "[3 4 5]", "[4 5]"} {
 			c.killAtOnce(i)
 			c.wait("the next one leads", func() bool { return c.leads(uint64(i + 2)) })
 			c.commits()
 			began := time.Now()
-			time.Sleep(DefaultGrace - DefaultHeartbeat)
+			time.Sleep(grace - DefaultHeartbeat)
 			if len(c.leader().Status().Voters) != 5-i {
 				t.Errorf("voters %s before the grace is over", c.voters())
 			}
 			c.wait("the dead one is no voter", func() bool { return c.voters() == voters })
-			if took := time.Since(began); took > DefaultGrace+2*DefaultHeartbeat {
+			if took := time.Since(began); took > grace+2*DefaultHeartbeat {
 				t.Errorf("voters %s after %v", voters, took)
 			}
 			c.wait("the table says so", func() (removed bool) {
@@ -155,14 +160,14 @@ func TestSilentServersLeaveTheVotersOneAfterTheOther(t *testing.T) {
 func TestStoppedClusterKeepsItsVoters(t *testing.T) {
 	for _, size := range []int{2, 3} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newTestCluster(t, size)
+			c := newTestCluster(t, size, func(config *Config) { config.Grace = 2 * DefaultHeartbeat })
 			c.settled()
 			leader := c.leader()
 			if err := leader.StopCluster(t.Context(), "test"); err != nil {
 				t.Fatal(err)
 			}
 			c.killAtOnce(size - 1)
-			time.Sleep(2 * DefaultGrace)
+			time.Sleep(6 * DefaultHeartbeat)
 			if voters := leader.Status().Voters; len(voters) != size {
 				t.Errorf("voters %v of %d servers", voters, size)
 			}
