@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ type committer struct {
 	wake     chan struct{}    // cap 1: there is something to do
 	inFlight chan entryFlight // cap maxInFlight: sent never blocks
 	quit     chan struct{}
+	abandon  chan struct{} // closed: entries in flight are waited for no longer
 	work     sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows
@@ -42,7 +44,7 @@ type proposal struct {
 	commands []fsm.Command
 	bytes    int // estimated
 	done     chan proposalResult
-	gone     bool // the caller went before it was taken; guarded by committer.mu
+	taken    bool // out of the queue, on its way; guarded by committer.mu
 }
 
 type proposalResult struct {
@@ -60,12 +62,14 @@ func (c *committer) start() {
 	c.wake = make(chan struct{}, 1)
 	c.inFlight = make(chan entryFlight, c.maxInFlight)
 	c.quit = make(chan struct{})
+	c.abandon = make(chan struct{})
 	c.work.Add(2)
 	go c.send()
 	go c.receive()
 }
 
-// propose blocks until the commands are committed and applied here.
+// propose blocks until the commands are committed and applied here. When ctx ends while they wait in the queue they are
+// never proposed, and the error is that of ctx; afterwards it is ErrOutcomeUnknown as well.
 func (c *committer) propose(ctx context.Context, term uint64, commands []fsm.Command) ([]fsm.Outcome, error) {
 	p := &proposal{term: term, commands: commands, done: make(chan proposalResult, 1)}
 	for _, command := range commands {
@@ -83,11 +87,21 @@ func (c *committer) propose(ctx context.Context, term uint64, commands []fsm.Com
 	case result := <-p.done:
 		return result.outcomes, result.err
 	case <-ctx.Done():
-		c.mu.Lock()
-		p.gone = true
-		c.mu.Unlock()
+		if c.withdraw(p) {
+			return nil, fmt.Errorf("not proposed: %w", ctx.Err())
+		}
 		return nil, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
 	}
+}
+
+// withdraw takes a proposal back. It returns false when that is too late.
+func (c *committer) withdraw(p *proposal) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if i := slices.Index(c.queue, p); i >= 0 {
+		c.queue = slices.Delete(c.queue, i, i+1)
+	}
+	return !p.taken
 }
 
 func (c *committer) poke() {
@@ -121,17 +135,16 @@ func (c *committer) take() []*proposal {
 		return nil
 	}
 	var batch []*proposal
-	commands, bytes, taken := 0, 0, 0
+	commands, bytes := 0, 0
 	for _, p := range c.queue {
-		if !p.gone {
-			commands, bytes = commands+len(p.commands), bytes+p.bytes
-			if len(batch) > 0 && (commands > c.maxCommands || bytes > c.maxBytes || p.term != batch[0].term) {
-				break
-			}
-			batch = append(batch, p)
+		commands, bytes = commands+len(p.commands), bytes+p.bytes
+		if len(batch) > 0 && (commands > c.maxCommands || bytes > c.maxBytes || p.term != batch[0].term) {
+			break
 		}
-		taken++
+		p.taken = true
+		batch = append(batch, p)
 	}
+	taken := len(batch)
 	clear(c.queue[:taken]) // the array lives on: let go of what was sent
 	if c.queue = c.queue[taken:]; len(c.queue) == 0 {
 		c.queue = nil
@@ -187,8 +200,16 @@ func commandsOf(batch []*proposal) []fsm.Command {
 func (c *committer) receive() {
 	defer c.work.Done()
 	for flight := range c.inFlight {
-		if err := flight.future.Error(); err != nil {
-			c.finish(flight.proposals, c.meaning(err))
+		landed := make(chan error, 1)
+		go func() { landed <- flight.future.Error() }() // nothing can interrupt that
+		select {
+		case err := <-landed:
+			if err != nil {
+				c.finish(flight.proposals, c.meaning(err))
+				continue
+			}
+		case <-c.abandon:
+			c.finish(flight.proposals, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ErrClosed))
 			continue
 		}
 		outcomes, ok := flight.future.Response().([]fsm.Outcome)
@@ -264,8 +285,9 @@ func (c *committer) resume() {
 	c.poke()
 }
 
-// stop refuses new proposals and those that wait, lets the ones in flight land for at most patience, and ends. A Raft
-// instance that is shut down forgets some futures, so it must be stopped first.
+// stop refuses new proposals and those that wait, and lets the ones in flight land for at most patience. After that their
+// outcome is unknown: a Raft instance that is shut down forgets some futures, so it must be stopped first, and nobody may
+// wait for them for ever.
 func (c *committer) stop(patience time.Duration) {
 	c.mu.Lock()
 	if c.closed {
@@ -283,8 +305,9 @@ func (c *committer) stop(patience time.Duration) {
 	defer cancel()
 	landed := c.pause(ctx) == nil
 	close(c.quit)
+	close(c.abandon)
 	if landed {
-		c.work.Wait()
+		c.work.Wait() // else send may be inside Raft, which lets it go when it is shut down
 	}
 }
 

@@ -219,3 +219,73 @@ func TestStopFreesAllCallers(t *testing.T) {
 		}
 	})
 }
+
+func TestCallerThatGoesAwayWithItsEntryInFlightKnowsNoOutcome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, log := newFakeCommitter()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := c.propose(ctx, 1, []fsm.Command{fsm.Strike{}})
+		if !errors.Is(err, ErrOutcomeUnknown) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		log.land(t, 0, nil)
+		c.stop(time.Second)
+	})
+}
+
+func TestProposalsOfTwoTermsShareNoEntry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, log := newFakeCommitter()
+		if err := c.pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var work sync.WaitGroup
+		for i, term := range []uint64{1, 2, 1} { // the log takes entries of term 1
+			work.Go(func() {
+				_, err := c.propose(t.Context(), term, []fsm.Command{fsm.Strike{Miner: fmt.Sprint(i)}})
+				if refused := errors.Is(err, ErrNotLeader); refused != (term == 2) || err != nil && !refused {
+					t.Errorf("proposal of term %d: %v", term, err)
+				}
+			})
+			synctest.Wait()
+		}
+		c.resume()
+		synctest.Wait()
+		for i, want := range []string{"0", "2"} {
+			if got := strings.Join(log.entries[i].commands, ","); got != want {
+				t.Errorf("entry %d holds %s, want %s", i, got, want)
+			}
+			log.land(t, i, nil)
+		}
+		work.Wait()
+		c.stop(time.Second)
+	})
+}
+
+func TestStopFreesCallersOfEntriesThatRaftForgot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, log := newFakeCommitter()
+		errs := make(chan error, 2)
+		for range 2 {
+			go func() {
+				_, err := c.propose(t.Context(), 1, []fsm.Command{fsm.Strike{}})
+				errs <- err
+			}()
+			synctest.Wait()
+		}
+		began := time.Now()
+		c.stop(time.Second)
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("stopped after %v", took)
+		}
+		for range 2 {
+			if err := <-errs; !errors.Is(err, ErrOutcomeUnknown) || !errors.Is(err, ErrClosed) {
+				t.Errorf("error %v", err)
+			}
+		}
+		c.work.Wait()
+		log.land(t, 0, nil) // only what waits inside Raft is left
+		log.land(t, 1, nil)
+	})
+}

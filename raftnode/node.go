@@ -371,12 +371,14 @@ func (n *Node) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.Outc
 	return n.commits.propose(ctx, term, commands)
 }
 
-// VerifyLeader confirms with a majority that this server still leads.
+// VerifyLeader confirms with a majority that this server still leads, in the term that it took office in. One that lost
+// leadership and won it again leads in another: what it began before is not its to finish.
 func (n *Node) VerifyLeader(ctx context.Context) error {
 	if err := n.alive(); err != nil {
 		return err
 	}
-	if n.raft.State() != raft.Leader {
+	term := n.term.Load()
+	if term == 0 || !n.leadsIn(term) {
 		return n.notLeader()
 	}
 	err := n.await(ctx, func() error {
@@ -387,10 +389,13 @@ func (n *Node) VerifyLeader(ctx context.Context) error {
 		}
 		return n.raft.VerifyLeader().Error()
 	})
-	if err != nil && ctx.Err() == nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return err
+	case err != nil || !n.leadsIn(term) || n.term.Load() != term:
 		return n.notLeader()
 	}
-	return err
+	return nil
 }
 
 // Barrier waits until everything committed before it is applied here. Leader only.

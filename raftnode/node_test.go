@@ -254,7 +254,49 @@ func TestOutcomeIsUnknownWhenTheMajorityIsLost(t *testing.T) {
 	})
 }
 
-func TestCallerThatGoesAwayIsToldThatTheOutcomeIsUnknown(t *testing.T) {
+func TestLeaderIsVerifiedByAMajorityAndInItsOwnTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		leader := c.servers[0].node
+		term := leader.term.Load()
+		for _, other := range []uint64{0, term - 1, term + 1} { // before the first office, and after leadership was lost and won again
+			leader.term.Store(other)
+			if err := leader.VerifyLeader(t.Context()); !errors.Is(err, ErrNotLeader) {
+				t.Errorf("verified term %d in term %d: %v", other, term, err)
+			}
+		}
+		leader.term.Store(term)
+		if err := leader.VerifyLeader(t.Context()); err != nil {
+			t.Errorf("with a majority: %v", err)
+		}
+		c.servers[1].kill()
+		c.servers[2].kill()
+		if !leader.leadsIn(term) {
+			t.Fatal("it knows already that it lost the majority")
+		}
+		if err := leader.VerifyLeader(t.Context()); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("without a majority: %v", err)
+		}
+	})
+}
+
+func TestEntryOfAnotherTermIsNotGivenToRaft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		leader := c.servers[0].node
+		before, term := leader.Status().LastIndex, leader.term.Load()
+		for _, other := range []uint64{term - 1, term + 1} {
+			if _, err := leader.commits.propose(t.Context(), other, []fsm.Command{strike(1)}); !errors.Is(err, ErrNotLeader) {
+				t.Errorf("proposal of term %d in term %d: %v", other, term, err)
+			}
+		}
+		if after := leader.Status().LastIndex; after != before {
+			t.Errorf("the log grew from %d to %d", before, after)
+		}
+	})
+}
+
+func TestCallerThatGoesAwayInTheQueueProposedNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 1)
 		leader := c.servers[0].node
@@ -264,7 +306,7 @@ func TestCallerThatGoesAwayIsToldThatTheOutcomeIsUnknown(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := leader.Propose(ctx, strike(1))
-		if !errors.Is(err, ErrOutcomeUnknown) || !errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(err, ErrOutcomeUnknown) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
 		leader.commits.resume()

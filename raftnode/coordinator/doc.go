@@ -40,6 +40,6 @@
 //
 // Run owns three goroutines: the job loop, the grant loop (which batches releases and grants of all waiting miners into
 // one Propose at a time), and the sweep (heartbeats and leases). A session has none of its own; its caller brings one for
-// Receive and one that drains Outgoing, and watches Done when that may get stuck. One mutex guards all memory. Proposer.View may be called under it; Propose,
-// VerifyLeader and the block source never are.
+// Receive and one that drains Outgoing, and watches Done when that may get stuck. One mutex guards all memory.
+// Proposer.View may be called under it; Propose, VerifyLeader and the block source never are.
 package coordinator
