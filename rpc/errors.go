@@ -33,21 +33,14 @@ const errorDomain = "raftmine"
 
 // errorTable is the one table of sentinels and what they are on the wire; both directions read it. The code is for any
 // gRPC client, the reason tells sentinels of one code apart. A row without a reason is known by its code alone, and is
-// what a code means when no reason came. More than one row may name one code; reasons are unique. Protocol.
+// what a code means when no reason came. More than one row may name one code; reasons are unique. The first row that an
+// error matches counts: coordinator's come first, because its errors may wrap raftnode's as their cause, and a mining
+// stream that lost its leader must end with UNAVAILABLE for all that. Protocol.
 var errorTable = []struct {
 	sentinel error
 	code     codes.Code
 	reason   string
 }{
-	{raftnode.ErrNotLeader, codes.FailedPrecondition, "NOT_LEADER"}, // with a NotLeader detail, when the leader is known
-	{raftnode.ErrOutcomeUnknown, codes.Aborted, "OUTCOME_UNKNOWN"},
-	{raftnode.ErrClosed, codes.Unavailable, "SERVER_CLOSED"},
-	{raftnode.ErrReplicaStopped, codes.Unavailable, "REPLICA_STOPPED"},
-	{raftnode.ErrForeignCluster, codes.FailedPrecondition, "FOREIGN_CLUSTER"},
-	{raftnode.ErrJoinRefused, codes.InvalidArgument, "JOIN_REFUSED"},
-	{raftnode.ErrHistoryGap, codes.NotFound, "HISTORY_GAP"},
-	{raftnode.ErrJournalDamaged, codes.DataLoss, "JOURNAL_DAMAGED"},
-	{raftnode.ErrRefused, codes.FailedPrecondition, "REFUSED"},
 	{coordinator.ErrNotLeader, codes.Unavailable, "LEADERSHIP_LOST"},
 	{coordinator.ErrOutcomeUnknown, codes.Unavailable, "ANSWER_UNKNOWN"},
 	{coordinator.ErrMinerRefused, codes.PermissionDenied, "MINER_REFUSED"},
@@ -57,6 +50,15 @@ var errorTable = []struct {
 	{coordinator.ErrSilent, codes.Unavailable, "MINER_SILENT"},
 	{coordinator.ErrReplaced, codes.Aborted, "STREAM_REPLACED"},
 	{coordinator.ErrDisconnected, codes.Canceled, "MINER_DISCONNECTED"},
+	{raftnode.ErrNotLeader, codes.FailedPrecondition, "NOT_LEADER"}, // with a NotLeader detail, when the leader is known
+	{raftnode.ErrOutcomeUnknown, codes.Aborted, "OUTCOME_UNKNOWN"},
+	{raftnode.ErrClosed, codes.Unavailable, "SERVER_CLOSED"},
+	{raftnode.ErrReplicaStopped, codes.Unavailable, "REPLICA_STOPPED"},
+	{raftnode.ErrForeignCluster, codes.FailedPrecondition, "FOREIGN_CLUSTER"},
+	{raftnode.ErrJoinRefused, codes.InvalidArgument, "JOIN_REFUSED"},
+	{raftnode.ErrHistoryGap, codes.NotFound, "HISTORY_GAP"},
+	{raftnode.ErrJournalDamaged, codes.DataLoss, "JOURNAL_DAMAGED"},
+	{raftnode.ErrRefused, codes.FailedPrecondition, "REFUSED"},
 	{ErrMalformed, codes.InvalidArgument, ""},
 	{ErrUnavailable, codes.Unavailable, ""},
 	{context.Canceled, codes.Canceled, ""},
@@ -142,10 +144,10 @@ func fromStatus(err error) error {
 	return result
 }
 
-// minerError is fromStatus for a miner: what will not change by dialling again matches miner.ErrRefused as well.
+// minerError is fromStatus for a miner: what will not change by dialling again matches miner.ErrRefused as well. That a
+// taken name stays taken only time can tell: see nameClash.
 func minerError(err error) error {
-	switch status.Code(err) {
-	case codes.PermissionDenied, codes.AlreadyExists:
+	if status.Code(err) == codes.PermissionDenied {
 		return fmt.Errorf("%w: %w", miner.ErrRefused, fromStatus(err))
 	}
 	return fromStatus(err)

@@ -65,6 +65,29 @@ func TestNotLeaderErrorCarriesTheLeader(t *testing.T) {
 	}
 }
 
+// TestMiningErrorWithItsCauseInRaftIsTheCoordinators: else a miner that waits for another leader would be told something
+// that mining.proto does not promise.
+func TestMiningErrorWithItsCauseInRaftIsTheCoordinators(t *testing.T) {
+	for _, test := range []struct{ outer, cause error }{
+		{coordinator.ErrNotLeader, raftnode.ErrNotLeader},
+		{coordinator.ErrNotLeader, &raftnode.NotLeaderError{LeaderID: 2, Address: "127.0.0.1:7002"}},
+		{coordinator.ErrNotLeader, raftnode.ErrClosed},
+		{coordinator.ErrOutcomeUnknown, raftnode.ErrOutcomeUnknown},
+		{coordinator.ErrOutcomeUnknown, context.Canceled},
+	} {
+		for _, sent := range []error{
+			fmt.Errorf("finish 1-100 of grant 1: %w: %w", test.outer, test.cause),
+			errors.Join(test.cause, test.outer),
+		} {
+			wire := toStatus(sent)
+			got := minerError(wire)
+			if status.Code(wire) != codes.Unavailable || !errors.Is(got, test.outer) || errors.Is(got, test.cause) {
+				t.Errorf("%q is %v on the wire and %q for the miner, want %q with UNAVAILABLE", sent, status.Code(wire), got, test.outer)
+			}
+		}
+	}
+}
+
 func TestErrorsOfOtherGRPCProgramsAreUnderstood(t *testing.T) {
 	for code, want := range map[codes.Code]error{
 		codes.Unavailable: ErrUnavailable, codes.InvalidArgument: ErrMalformed,
@@ -94,7 +117,7 @@ func TestErrorsOfOtherGRPCProgramsAreUnderstood(t *testing.T) {
 
 func TestOnlyPermanentRefusalsEndAMiner(t *testing.T) {
 	for _, row := range errorTable {
-		want := row.sentinel == coordinator.ErrMinerRefused || row.sentinel == coordinator.ErrNameTaken
+		want := row.sentinel == coordinator.ErrMinerRefused // a name is taken for good only after a while
 		got := minerError(toStatus(row.sentinel))
 		if errors.Is(got, miner.ErrRefused) != want || !errors.Is(got, row.sentinel) {
 			t.Errorf("%q became %q; refused: %t, want %t", row.sentinel, got, !want, want)

@@ -79,6 +79,7 @@ type MinerDialer struct {
 	window  []string // what the resolver was given
 	next    int      // where the next window starts among all candidates
 
+	clash nameClash
 	tried atomic.Pointer[dialError] // the last connection attempt that failed
 }
 
@@ -98,7 +99,11 @@ func NewMinerDialer(config MinerDialerConfig) (*MinerDialer, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &MinerDialer{config: config, resolver: manual.NewBuilderWithScheme("raftmine")}
+	d := &MinerDialer{
+		config:   config,
+		resolver: manual.NewBuilderWithScheme("raftmine"),
+		clash:    nameClash{held: nameHeld, retry: nameRetry},
+	}
 	conn, err := grpc.NewClient("raftmine:///leader", append(dialOptions(d.dialTCP),
 		grpc.WithResolvers(d.resolver),
 		grpc.WithDefaultServiceConfig(leaderConfig),
@@ -124,7 +129,11 @@ func (d *MinerDialer) dialTCP(ctx context.Context, address string) (net.Conn, er
 func (d *MinerDialer) Close() error { return d.conn.Close() }
 
 // Dial implements miner.Dialer. It returns when the leader has spoken: a server that only believes to lead does not count.
+// After a stream that ended because the miner's name is taken it pauses first.
 func (d *MinerDialer) Dial(ctx context.Context) (miner.Conn, error) {
+	if err := d.clash.wait(ctx); err != nil {
+		return nil, err
+	}
 	for attempt := 1; ; attempt++ {
 		if err := d.awaitLeader(ctx); err != nil {
 			return nil, fmt.Errorf("find leader: %w", err)
@@ -147,7 +156,7 @@ func (d *MinerDialer) open(ctx context.Context) (*minerConn, error) {
 	stream, err := pb.NewMiningServiceClient(d.conn).Mine(ctx, grpc.WaitForReady(true))
 	if err != nil {
 		cancel()
-		return nil, minerError(err)
+		return nil, d.clash.judge(minerError(err))
 	}
 	c := &minerConn{dialer: d, stream: stream, cancel: cancel}
 	silent := time.AfterFunc(d.config.HelloTimeout, cancel)
@@ -312,6 +321,7 @@ func (c *minerConn) Receive() (miner.Message, error) {
 	if err != nil {
 		return nil, fmt.Errorf("receive from leader: %w", err)
 	}
+	c.dialer.clash.accepted() // the leader's second message comes after it has heard the name
 	return message, nil
 }
 
@@ -323,7 +333,7 @@ func (c *minerConn) receive() (miner.Message, error) {
 	}
 	if err != nil {
 		c.cancel()
-		return nil, minerError(err)
+		return nil, c.dialer.clash.judge(minerError(err))
 	}
 	message, err := mineResponseFrom(response)
 	if err != nil {

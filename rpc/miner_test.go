@@ -164,11 +164,12 @@ func TestMinerReadsTheLocalEnvironmentAnew(t *testing.T) {
 func TestRefusedMinerIsTold(t *testing.T) {
 	c := startCluster(t, 1)
 	d := newDialer(t, 0, c.addresses...)
+	d.clash.retry = time.Millisecond
 	for _, test := range []struct {
 		refuse    error
 		permanent bool
 	}{
-		{coordinator.ErrMinerRefused, true}, {coordinator.ErrNameTaken, true},
+		{coordinator.ErrMinerRefused, true}, {coordinator.ErrNameTaken, false}, // yet
 		{coordinator.ErrTooManyMiners, false}, {coordinator.ErrNotLeader, false}, // after some patience
 	} {
 		c.servers[0].Lead(&fakeLeader{refuse: test.refuse})
