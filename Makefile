@@ -24,7 +24,8 @@ e2e: ## the end-to-end tests with more rounds, and a drill of 100 faults
 	RAFTMINE_E2E=full $(GO) test -count=1 -timeout 40m ./cmd/raftmine
 
 bench: ## speed: kernels, search loop, group commit, coordinator, a cluster with 1,000 and 5,000 miners
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /cmd/)
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./cmd/raftmine
 
 fuzz: ## each fuzz target for 30 seconds
 	.ci/fuzz 30s

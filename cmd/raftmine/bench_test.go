@@ -88,8 +88,9 @@ func BenchmarkMinerInCluster(b *testing.B) {
 // least length later.
 func finishedRate(b *testing.B, c *cluster, length time.Duration) float64 {
 	b.Helper()
+	leader := c.children["server-1"].started.Address
 	finished := func() (chunks uint64) {
-		s, err := bestStatus(b.Context(), c.client, c.watchable())
+		s, err := c.client.Status(b.Context(), leader)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -104,7 +105,7 @@ func finishedRate(b *testing.B, c *cluster, length time.Duration) float64 {
 			if chunks := finished(); chunks != before {
 				return chunks, time.Now()
 			}
-			time.Sleep(10 * time.Millisecond) // the error of the measurement, small beside length
+			time.Sleep(40 * time.Millisecond) // the error of the measurement, small beside length
 		}
 	}
 	from, began := nextAnswer()

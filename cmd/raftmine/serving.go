@@ -27,7 +27,7 @@ const (
 	leaderless = 3 * time.Second
 	// serverGCPercent trades a little time for memory: a server's heap is small, its garbage is messages, and what it
 	// needs for each connected miner should not be doubled by garbage.
-	serverGCPercent = 50
+	serverGCPercent = 30
 	// goodbye is how long open calls may take to end when a server stops.
 	goodbye = time.Second
 )
