@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -219,7 +220,8 @@ type testServer struct {
 	peers    PeerClient // nil: net
 	template Config
 	observer *testObserver
-	stall    stall // of the disk
+	stall    stall        // of the disk
+	voteTime atomic.Int64 // nanoseconds of a write of term or vote
 
 	node   *Node
 	cancel context.CancelFunc
@@ -286,7 +288,7 @@ func (s *testServer) open(join ...string) error {
 	config.Host = fsm.Host{MachineID: "machine", BootID: "boot"}
 	config.Observer = s.observer
 	config.OpenStores = func(string, bool, *slog.Logger) (*Stores, error) {
-		return &Stores{Log: &stallingLog{s.log, &s.stall}, Stable: s.log, Snapshots: s.snaps, Close: func() error { return nil }}, nil
+		return &Stores{Log: &stallingLog{s.log, &s.stall}, Stable: &slowStable{s.log, &s.voteTime}, Snapshots: s.snaps, Close: func() error { return nil }}, nil
 	}
 	s.node, err = Open(context.Background(), config)
 	if err != nil {

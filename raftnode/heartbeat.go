@@ -30,6 +30,7 @@ type peerSet struct {
 type peer struct {
 	id   uint64
 	kick chan struct{} // cap 1: send a heartbeat at once
+	back chan struct{} // cap 1: it answers again
 	end  context.CancelFunc
 
 	present  bool      // the last exchange worked, heartbeat or question
@@ -41,7 +42,9 @@ type peer struct {
 	since    time.Time // of the first answer of the run
 	last     time.Time // of the last answer, of a heartbeat or of a question in between
 	report   ServerReport
-	left     bool // it announced a stop, and has not answered otherwise since
+	called   time.Time // when it last said that it calls an election
+	callWith uint64    // its last index then
+	left     bool      // it announced a stop, and has not answered otherwise since
 }
 
 func (s *peerSet) init() { s.byID = make(map[uint64]*peer) }
@@ -63,6 +66,34 @@ func (s *peerSet) leaving(id uint64) {
 	if p, ok := s.byID[id]; ok {
 		p.left, p.answered = true, 0
 	}
+}
+
+func (s *peerSet) calling(id, lastIndex uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p, ok := s.byID[id]; ok {
+		p.called, p.callWith = time.Now(), lastIndex
+	}
+}
+
+// callers says when a server last called an election since a time, with what last index, and how many of those that did
+// have lower ids than id.
+func (s *peerSet) callers(id uint64, since time.Time) (called time.Time, lastIndex uint64, lower int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.byID {
+		// It may have noticed the death before us, and be dead by now.
+		if p.called.Before(since.Add(-heirPause)) || p.refused >= refusedDials || p.left {
+			continue
+		}
+		if p.called.After(called) {
+			called, lastIndex = p.called, p.callWith
+		}
+		if p.id < id {
+			lower++
+		}
+	}
+	return called, lastIndex, lower
 }
 
 func (s *peerSet) kick(id uint64) {
@@ -135,7 +166,7 @@ func (n *Node) keepHeartbeats(ctx context.Context) {
 				continue
 			}
 			peerCtx, end := context.WithCancel(ctx)
-			p := &peer{id: id, kick: make(chan struct{}, 1), end: end, silent: time.Now()}
+			p := &peer{id: id, kick: make(chan struct{}, 1), back: make(chan struct{}, 1), end: end, silent: time.Now()}
 			n.peers.byID[id] = p
 			work.Go(func() { n.heartbeats(peerCtx, p) })
 			if n.watchListener() != nil {
@@ -224,6 +255,9 @@ func (p *peer) fail(now time.Time) {
 
 // take records an answer.
 func (p *peer) take(report ServerReport) {
+	if !p.present {
+		poke(p.back)
+	}
 	p.present, p.missed, p.refused = true, 0, 0
 	p.last = time.Now()
 	p.report = report

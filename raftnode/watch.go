@@ -2,6 +2,7 @@ package raftnode
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -14,10 +15,11 @@ import (
 	"raftmine/fsm"
 )
 
-// What the watched side of a stream says, one byte each. Protocol. The watching side says only its hello.
+// What the watched side of a stream says. Protocol. The watching side says only its hello.
 const (
 	watchServed  = 0x06 // the hello was right, and this server lives
 	watchLeaving = 0x04 // a planned stop has begun: the end of this stream is no crash
+	watchCalling = 0x05 // this server calls an election; the index of its last entry follows, 8 bytes big endian
 )
 
 // Tuning of the watch streams.
@@ -27,7 +29,7 @@ const (
 	watchPauseMost  = time.Second           // between tries to reach a server that is not there
 	watchDoubt      = 2 * time.Second       // how long the end of a stream may take to be confirmed
 	heirPause       = 60 * time.Millisecond // between the elections that the heirs of a dead leader call
-	heirLook        = 5 * time.Millisecond
+	heirLook        = 2 * time.Millisecond
 )
 
 // watchers are the streams of those who watch this server.
@@ -110,17 +112,29 @@ func (w *watchers) remove(conn net.Conn) {
 	delete(w.conns, conn)
 }
 
-// leave tells all who watch that a planned stop has begun. A byte always fits into a stream on which nothing else is said.
+// leave tells all who watch that a planned stop has begun.
 func (w *watchers) leave() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.leaving {
-		return
+	if !w.leaving {
+		w.leaving = true
+		w.say([]byte{watchLeaving})
 	}
-	w.leaving = true
+}
+
+// calling tells all who watch that this server calls an election, with this last entry. They would hear of it from Raft
+// only when the candidate has synced its vote.
+func (w *watchers) calling(lastIndex uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.say(binary.BigEndian.AppendUint64([]byte{watchCalling}, lastIndex))
+}
+
+// say writes to all streams; so few bytes always fit. The caller holds mu.
+func (w *watchers) say(message []byte) {
 	for conn := range w.conns {
 		conn.SetWriteDeadline(time.Now().Add(watchTimeout))
-		conn.Write([]byte{watchLeaving}) // a stream that broke tells the same in its way
+		conn.Write(message) // a stream that broke tells its own
 	}
 }
 
@@ -162,10 +176,18 @@ func (n *Node) watch(ctx context.Context, p *peer) {
 				doubt = "" // perhaps it moved
 			}
 		}
-		if !sleep(ctx, pause) {
+		timer := time.NewTimer(pause)
+		pause = min(2*pause, watchPauseMost)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-p.back:
+			pause = watchPauseFirst
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
 			return
 		}
-		pause = min(2*pause, watchPauseMost)
 	}
 }
 
@@ -206,9 +228,15 @@ func (n *Node) holdWatch(ctx context.Context, p *peer, conn net.Conn) (leaving b
 			n.log.Debug("watch stream ended", "peer", p.id, "leaving", leaving, "error", err)
 			return leaving
 		}
-		if said[0] == watchLeaving {
+		switch said[0] {
+		case watchLeaving:
 			leaving = true
 			n.peers.leaving(p.id)
+		case watchCalling:
+			var index [8]byte
+			if _, err := io.ReadFull(conn, index[:]); err == nil {
+				n.peers.calling(p.id, binary.BigEndian.Uint64(index[:]))
+			}
 		}
 	}
 }
@@ -231,24 +259,51 @@ func (n *Node) serverDied(ctx context.Context, p *peer, leaving bool) {
 // the next one heirPause later when there is still no leader, and so on. Raft's own timers go on beside it. This passes
 // over pre-vote and leader stickiness, so a leader that only seemed dead may overlap with the next for one lease.
 func (n *Node) succeed(ctx context.Context, dead uint64) {
+	began, term := time.Now(), n.raft.CurrentTerm()
 	_, id := n.raft.LeaderWithID()
-	if leader := serverID(id); leader != dead && (leader != 0 || n.inOffice() != dead) {
-		return
+	if leader := serverID(id); leader != dead {
+		var office fsm.Office
+		n.View(func(v fsm.View) { office = v.Office() })
+		if leader != 0 || office.ServerID != dead {
+			return
+		}
+		term = office.Term // an heir was faster
 	}
-	for began := time.Now(); n.mayCallElection(dead); {
-		wait := time.Duration(n.rank())*heirPause - time.Since(began)
-		if wait > 0 {
+	var rose time.Time // when somebody's request for votes came
+	for n.mayCallElection(dead) {
+		if rose.IsZero() && n.raft.CurrentTerm() != term {
+			rose = time.Now()
+		}
+		if wait := time.Until(n.turn(began, rose)); wait > 0 {
 			if !sleep(ctx, min(wait, heirLook)) {
 				return
 			}
 			continue
 		}
 		n.log.Info("leader died, calling an election", "leader", dead)
+		n.watchers.calling(n.raft.LastIndex())
 		if err := n.callElection(ctx, n.id); err != nil {
 			n.log.Debug("immediate election failed, waiting for the timeout", "error", err)
 		}
 		return
 	}
+}
+
+// turn returns when this server's turn to call an election comes. While an heir that called may win, it does not: a second
+// election would end the term of the first, and on a busy disk a vote takes longer than heirPause. An heir whose log is
+// shorter than ours cannot win, but only after its request for votes may the next one call, in a higher term.
+func (n *Node) turn(began, rose time.Time) time.Time {
+	called, index, callers := n.peers.callers(n.id, began)
+	due := time.Duration(n.rank()-callers) * heirPause
+	switch {
+	case called.IsZero() && rose.IsZero():
+		return began.Add(due)
+	case called.IsZero():
+		return rose.Add(due)
+	case !rose.IsZero() && n.raft.LastIndex() > index && !n.raft.LastContact().After(called): // not voted for
+		return rose.Add(due)
+	}
+	return called.Add(n.config.RaftElection)
 }
 
 // mayCallElection reports whether this server still waits for a successor of a dead leader. A non-voter must never
@@ -260,12 +315,6 @@ func (n *Node) mayCallElection(dead uint64) bool {
 	n.View(func(v fsm.View) { over = v.Stopped() })
 	return (leader == dead || leader == 0) && n.raft.State() == raft.Follower && isVoter(n.configuration(), n.id) &&
 		!over && !n.stopping.Load()
-}
-
-// inOffice returns the last leader that the log knows; 0: none.
-func (n *Node) inOffice() (id uint64) {
-	n.View(func(v fsm.View) { id = v.Office().ServerID })
-	return id
 }
 
 // rank returns how many voters with lower ids are, as far as known, alive and staying.

@@ -38,17 +38,55 @@ func TestKilledLeaderIsFollowedAtOnce(t *testing.T) {
 
 func TestNextInRankCallsWhenTheLowestDoesNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 5)
+		c := newTestCluster(t, 3)
 		c.settled()
-		paused := c.servers[1].node.Address()
-		c.net.setPaused(paused, true)
+		c.servers[1].node.stopping.Store(true)
+		c.net.setMute(c.servers[1].node.Address(), true) // so nobody hears of it
 		began := time.Now()
 		c.killAtOnce(0)
 		c.wait("server 3 leads", func() bool { return c.servers[2].node.raft.State() == raft.Leader })
 		if took := time.Since(began); took < heirPause || took > soon {
 			t.Errorf("server 3 led after %v", took)
 		}
-		c.net.setPaused(paused, false)
+	})
+}
+
+func TestSlowElectionOfAnHeirIsNotDisturbed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 5)
+		c.settled()
+		term := c.leader().raft.CurrentTerm()
+		for _, s := range c.servers {
+			s.voteTime.Store(int64(heirPause * 2 / 3)) // a vote takes three of these
+		}
+		c.killAtOnce(0)
+		c.wait("server 2 leads", func() bool { return c.leads(2) })
+		if now := c.leader().raft.CurrentTerm(); now != term+1 {
+			t.Errorf("term %d after term %d: more than one election", now, term)
+		}
+	})
+}
+
+func TestHeirThatLagsIsPassedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		heir := c.servers[1].node.Address()
+		c.net.setPaused(heir, true)
+		for range 10 {
+			c.commits()
+		}
+		began := time.Now()
+		c.killAtOnce(0)
+		c.net.setPaused(heir, false)
+		c.wait("server 3 leads", func() bool { return len(c.servers[2].terms()) > 0 })
+		if took := time.Since(began); took > heirPause {
+			t.Errorf("server 3 led after %v", took)
+		}
+		c.wait("server 2 leads, with everything", func() bool { return c.leads(2) && c.same() })
+		if took := time.Since(began); took > soon {
+			t.Errorf("server 2 led after %v", took)
+		}
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,6 +47,21 @@ func (l *stallingLog) StoreLogs(logs []*raft.Log) error {
 		<-gate
 	}
 	return l.LogStore.StoreLogs(logs)
+}
+
+type slowStable struct {
+	raft.StableStore
+	time *atomic.Int64
+}
+
+func (s *slowStable) Set(key, value []byte) error {
+	time.Sleep(time.Duration(s.time.Load()))
+	return s.StableStore.Set(key, value)
+}
+
+func (s *slowStable) SetUint64(key []byte, value uint64) error {
+	time.Sleep(time.Duration(s.time.Load()))
+	return s.StableStore.SetUint64(key, value)
 }
 
 // propose writes to a leader's log without waiting for what comes of it.
