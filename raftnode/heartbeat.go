@@ -114,7 +114,9 @@ func (p *peer) silence(heartbeat time.Duration) string {
 	switch {
 	case p.refused >= refusedDials:
 		return "its port refuses"
-	case p.missed >= missedHeartbeats:
+	case p.missed >= missedHeartbeats,
+		// The answer to the last of them is due now, and was never sent by a process that was silent since the first.
+		p.missed == missedHeartbeats-1 && !p.last.IsZero() && time.Since(p.last) >= missedHeartbeats*heartbeat*9/10:
 		return fmt.Sprintf("silent for %v", missedHeartbeats*heartbeat)
 	}
 	return ""

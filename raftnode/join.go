@@ -15,6 +15,9 @@ const (
 	joinPauseFirst = 50 * time.Millisecond
 	joinPauseMost  = time.Second
 	joinTryTimeout = 5 * time.Second
+	// maxServers is how many servers the table may hold, with those that were removed: ids are never forgotten, and
+	// anybody who reaches a server can ask for one. Tuning.
+	maxServers = 1024
 )
 
 // askToJoin asks one server after the other for an id, following hints to the leader, until one gives it. The request
@@ -89,6 +92,17 @@ func (n *Node) HandleJoin(ctx context.Context, request JoinRequest) (JoinReply, 
 	if err := checkAdvertised(request.Address); err != nil {
 		return JoinReply{}, fmt.Errorf("%w: %w", ErrJoinRefused, err)
 	}
+	known, full := false, false
+	n.View(func(v fsm.View) {
+		rows := v.Servers()
+		full = len(rows) >= maxServers
+		for _, row := range rows {
+			known = known || row.RequestID == request.RequestID
+		}
+	})
+	if full && !known {
+		return JoinReply{}, fmt.Errorf("%w: %d servers have joined this cluster, and it keeps no more", ErrJoinRefused, maxServers)
+	}
 	outcomes, err := n.Propose(ctx, fsm.AddServer{
 		RequestID: request.RequestID,
 		Address:   request.Address,
@@ -128,7 +142,10 @@ func (n *Node) HandleLeave(ctx context.Context, request LeaveRequest) error {
 			request.ServerID, request.ClusterID, n.clusterID, ErrForeignCluster)
 	}
 	n.peers.leaving(request.ServerID)
-	_, err := n.Propose(ctx, fsm.ServerDown{ServerID: request.ServerID, Reason: "stopped"})
+	outcomes, err := n.Propose(ctx, fsm.ServerDown{ServerID: request.ServerID, Reason: "stopped"})
+	if err == nil && outcomes[0].Code != fsm.Done && outcomes[0].Code != fsm.Duplicate {
+		err = errors.New(outcomes[0].Detail)
+	}
 	if err != nil {
 		return fmt.Errorf("record stop of server %d: %w", request.ServerID, err)
 	}

@@ -112,6 +112,43 @@ func TestSenselessJoinIsRefusedAtOnce(t *testing.T) {
 	})
 }
 
+func TestServerTableDoesNotGrowWithoutBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		node := c.servers[0].node
+		request := JoinRequest{Address: "127.0.0.1:9", DataDir: "/d"}
+		for i := 2; i <= maxServers; i++ {
+			request.RequestID = fsm.ID{byte(i), byte(i >> 8), 1}
+			if _, err := node.HandleJoin(t.Context(), request); err != nil {
+				t.Fatalf("server %d: %v", i, err)
+			}
+		}
+		if reply, err := node.HandleJoin(t.Context(), request); err != nil || reply.ServerID != maxServers {
+			t.Errorf("a request sent again: %+v, %v", reply, err)
+		}
+		request.RequestID = fsm.ID{9, 9, 9}
+		if _, err := node.HandleJoin(t.Context(), request); !errors.Is(err, ErrJoinRefused) {
+			t.Errorf("server %d: %v", maxServers+1, err)
+		}
+	})
+}
+
+func TestSilentServerIsDownAfterThreeHeartbeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		node := c.servers[0].node
+		began := time.Now()
+		c.net.setPaused(c.servers[2].node.Address(), true)
+		c.wait("server 3 is down", func() bool { return !slices.Contains(node.upIDs(), 3) })
+		// The last answer may be one heartbeat old when the silence begins.
+		if took := time.Since(began); took < (missedHeartbeats-1)*node.config.Heartbeat || took > missedHeartbeats*node.config.Heartbeat {
+			t.Errorf("down after %v, with a heartbeat each %v", took, node.config.Heartbeat)
+		}
+		c.net.setPaused(c.servers[2].node.Address(), false)
+	})
+}
+
 func TestJoinFollowsTheHintToTheLeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 2)
@@ -376,6 +413,10 @@ func TestHeartbeatOfAnotherClusterIsRefused(t *testing.T) {
 		}
 		if err := node.HandleLeave(t.Context(), LeaveRequest{ClusterID: "other", ServerID: 1}); !errors.Is(err, ErrForeignCluster) {
 			t.Errorf("leave: %v", err)
+		}
+		if err := node.HandleLeave(t.Context(), LeaveRequest{ClusterID: node.ClusterID(), ServerID: 7}); err == nil ||
+			!strings.Contains(err.Error(), "no server 7") {
+			t.Errorf("leave of a server that never was: %v", err)
 		}
 		if address := node.book.address(2); address != "" {
 			t.Errorf("its address %s was remembered", address)

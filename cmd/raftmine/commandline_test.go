@@ -45,6 +45,11 @@ func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
 		{"server --log-level loud", exitUsage, `--log-level "loud"`},
 		{"webservice --listen 10.1.2.3:80", exitUsage, "not a loopback address"},
 		{"webservice --zeros 0", exitUsage, "--zeros 0"},
+		{"miner --servers foo", exitUsage, `--servers "foo": want HOST:PORT`},
+		{"miner --servers 127.0.0.1:0", exitUsage, `port "0"`},
+		{"status --servers 127.0.0.1", exitUsage, `--servers "127.0.0.1"`},
+		{"server --advertise 127.0.0.1", exitUsage, `--advertise "127.0.0.1"`},
+		{"server --advertise 127.0.0.1:1,127.0.0.1:2", exitUsage, "want one HOST:PORT"},
 		{"miner --threads 0", exitUsage, "--threads 0"},
 		{"miner --name a/b", exitUsage, "--name"},
 		{"miner --name " + strings.Repeat("x", 65), exitUsage, "at most 64"},
@@ -98,11 +103,11 @@ func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
 		args []string
 		says []string
 	}{
-		{"server's port in use", []string{"server", "--listen", busy.Addr().String()}, []string{busy.Addr().String(), "in use"}},
+		{"server's port in use", []string{"server", "--listen", busy.Addr().String()}, []string{busy.Addr().String(), "in use", "hint: "}},
 		{"web service's port in use", []string{"webservice", "--listen", busy.Addr().String()}, []string{busy.Addr().String(), "in use", "hint: "}},
 		{"foreign data directory", []string{"server", "--data-dir", foreign}, []string{foreign, "thesis.txt", "hint: "}},
 		{"data directory is a file", []string{"server", "--data-dir", file}, []string{file}},
-		{"data directory below a file", []string{"server", "--data-dir", filepath.Join(file, "x")}, []string{file}},
+		{"data directory below a file", []string{"server", "--data-dir", filepath.Join(file, "x")}, []string{file, "hint: "}},
 		{"run's data directory below a file", []string{"run", "--data-dir", filepath.Join(file, "x")}, []string{file, "hint: "}},
 		{"nobody to ask for status", []string{"status", "--servers", nobody}, []string{nobody, "hint: "}},
 		{"nobody to list blocks", []string{"blocks", "--servers", nobody}, []string{nobody, "hint: "}},

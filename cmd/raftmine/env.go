@@ -71,7 +71,7 @@ func serversIn(env *registry.Environment) ([]string, error) {
 // serversFlag returns the addresses of --servers, or those of the local environment when it is empty.
 func serversFlag(cmd *cobra.Command, flag string) ([]string, error) {
 	if list := splitList(flag); len(list) > 0 {
-		return list, nil
+		return list, checkAddresses("servers", flag)
 	}
 	return localServers(cmd)
 }

@@ -91,6 +91,20 @@ func checkListen(address string, insecure bool) error {
 		"listen on 127.0.0.1, or add --insecure on a network where every machine is trusted")
 }
 
+// checkAddresses refuses a flag's value that is not a list of addresses.
+func checkAddresses(flag, text string) error {
+	for _, address := range splitList(text) {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil || host == "" {
+			return usageError{fmt.Errorf("--%s %q: want HOST:PORT", flag, address)}
+		}
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return usageError{fmt.Errorf("--%s %q: port %q is not a number from 1 to 65535", flag, address, port)}
+		}
+	}
+	return nil
+}
+
 // splitList splits a comma-separated flag; spaces and empty parts do not count.
 func splitList(text string) []string {
 	var list []string

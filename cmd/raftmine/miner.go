@@ -47,6 +47,9 @@ answers to the next one.`,
 					return err
 				}
 			}
+			if err := checkAddresses("servers", servers); err != nil {
+				return err
+			}
 			out, err := newPrinter(cmd)
 			if err != nil {
 				return err
@@ -56,11 +59,13 @@ answers to the next one.`,
 				return err
 			}
 			addresses := func() []string { return splitList(servers) }
+			where := "of " + servers
 			if servers == "" {
 				env, err := openEnvironment(cmd)
 				if err != nil {
 					return err
 				}
+				where = "in the environment " + env.Dir()
 				addresses = func() []string {
 					found, err := serversIn(env)
 					if err != nil {
@@ -77,7 +82,7 @@ answers to the next one.`,
 				return usageError{fmt.Errorf("--servers: %w", err)}
 			}
 			defer dialer.Close()
-			m, err := miner.New(miner.Config{Name: name, Threads: threads, Kernel: searchKernel, Dialer: dialer, Version: version, Logger: logger})
+			m, err := miner.New(miner.Config{Name: name, Threads: threads, Kernel: searchKernel, Dialer: &tellingDialer{Dialer: dialer, out: out, where: where}, Version: version, Logger: logger})
 			if err != nil {
 				return err
 			}

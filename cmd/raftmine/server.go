@@ -2,8 +2,8 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -125,10 +125,11 @@ func (o *serverOptions) validate() error {
 	if err := checkListen(o.listen, o.insecure); err != nil {
 		return err
 	}
-	if o.advertise != "" {
-		if _, _, err := net.SplitHostPort(o.advertise); err != nil {
-			return usageError{fmt.Errorf("--advertise %q: want HOST:PORT", o.advertise)}
-		}
+	if strings.Contains(o.advertise, ",") {
+		return usageError{fmt.Errorf("--advertise %q: want one HOST:PORT", o.advertise)}
+	}
+	if err := checkAddresses("advertise", o.advertise); err != nil {
+		return err
 	}
 	if o.mine < 0 || o.mine > 1024 {
 		return usageError{fmt.Errorf("--mine %d: want 0 to 1024 threads", o.mine)}
@@ -136,10 +137,5 @@ func (o *serverOptions) validate() error {
 	if o.joinTimeout <= 0 {
 		return usageError{fmt.Errorf("--join-timeout %s: want more than 0", o.joinTimeout)}
 	}
-	for _, address := range splitList(o.join) {
-		if _, _, err := net.SplitHostPort(address); err != nil {
-			return usageError{fmt.Errorf("--join %q: want a list of HOST:PORT", address)}
-		}
-	}
-	return nil
+	return checkAddresses("join", o.join)
 }

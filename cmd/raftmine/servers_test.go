@@ -151,3 +151,14 @@ func TestCrashedServersAddressIsSwept(t *testing.T) {
 		t.Errorf("the environment holds %v, want the live server alone", entries)
 	}
 }
+
+// TestMinerSaysThatItWaitsAndForWhomItMines: a person sees at once why nothing is mined, and when that is over.
+func TestMinerSaysThatItWaitsAndForWhomItMines(t *testing.T) {
+	environment := filepath.Join(keepOnFailure(t), "environment")
+	miner := startProcess(t, "miner", "--environment", environment)
+	miner.waitLine(0, "it waits", func(line string) bool {
+		return strings.HasPrefix(line, "no leader: ") && strings.Contains(line, environment)
+	})
+	startProcess(t, "server", "--environment", environment)
+	miner.waitLine(0, "it mines", func(line string) bool { return line == "mining for server 1 (term 2)" })
+}

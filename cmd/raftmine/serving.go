@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"raftmine/fsm"
@@ -250,6 +252,12 @@ func hintForStart(err error) error {
 		return hinted(err, "stop the other server, or choose another folder with --data-dir DIR")
 	case errors.Is(err, raftnode.ErrForeignDataDir):
 		return hinted(err, "choose an empty folder with --data-dir DIR")
+	case errors.Is(err, syscall.EADDRINUSE):
+		return hinted(err, "choose another port with --listen, or 127.0.0.1:0 for a free one")
+	case errors.Is(err, syscall.ENOSPC):
+		return hinted(err, "make room on that disk, or choose another folder with --data-dir DIR")
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOTDIR):
+		return hinted(err, "choose a folder that this user may write with --data-dir DIR")
 	}
 	return err
 }
