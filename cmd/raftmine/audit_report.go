@@ -75,6 +75,7 @@ type (
 		Implausible  bool    `json:"implausible"`
 		FlaggedIndex uint64  `json:"flagged_index,omitempty"`
 		FlaggedAfter uint64  `json:"flagged_after_ranges,omitempty"`
+		Revoked      uint64  `json:"chunks_revoked,omitempty"` // taken back from it, to be searched again
 	}
 	otherView struct {
 		Source   string        `json:"source"`
@@ -119,7 +120,7 @@ func viewReport(a audited) auditView {
 		v.Miners = append(v.Miners, minerAuditView{Name: m.Name, Ranges: m.Receipts.Ranges, Nonces: m.Receipts.Nonces,
 			Solutions: m.Solutions, Strikes: m.Strikes, WorkShare: share, WorkLow: low, WorkHigh: high,
 			LogPValue: max(m.Receipts.LogPValue()/math.Ln10, -1e9), Implausible: m.Receipts.Implausible(),
-			FlaggedIndex: m.Receipts.Flagged.Index, FlaggedAfter: m.Receipts.FlaggedAfter})
+			FlaggedIndex: m.Receipts.Flagged.Index, FlaggedAfter: m.Receipts.FlaggedAfter, Revoked: m.Receipts.Revoked})
 	}
 	if r.OpenJob != nil {
 		job := viewJob(r.OpenJob)
@@ -227,6 +228,9 @@ func (m minerAuditView) String() string {
 	}
 	if m.Implausible {
 		text += fmt.Sprintf(": IMPLAUSIBLE since record %d, after %d ranges", m.FlaggedIndex, m.FlaggedAfter)
+	}
+	if m.Revoked > 0 {
+		text += fmt.Sprintf("; a leader refused it and took back %d %s", m.Revoked, plural(m.Revoked, "chunk"))
 	}
 	return text
 }

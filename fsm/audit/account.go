@@ -24,8 +24,11 @@ func (a *auditor) command(entry fsm.Entry, command fsm.Command, outcome fsm.Outc
 			a.release(c)
 		}
 	case fsm.Revoke:
-		if done {
+		switch outcome.Code {
+		case fsm.Done:
 			a.revoke(c)
+		case fsm.Stale: // the job was over before, and with it what could be taken back
+			a.miner(c.Miner).Receipts.revoke(0)
 		}
 	case fsm.Strike:
 		a.report.Strikes++
@@ -255,7 +258,7 @@ func (a *auditor) finish(c fsm.Finish, done bool) {
 	share.Ranges++
 	share.Nonces += n
 	share.LastUnixMilli = a.at.UnixMilli
-	excess := Excess(n, a.work.Bits, digest)
+	excess := pow.Excess(n, a.work.Bits, digest)
 	a.miner(c.Miner).Receipts.Add(n, excess, a.at)
 	if a.o.Searched != nil && a.err == nil {
 		a.err = a.o.Searched(Searched{JobID: c.JobID, Round: a.job.Rounds, GrantID: c.GrantID, Miner: c.Miner, Work: a.work,
@@ -345,7 +348,7 @@ func (a *auditor) revoke(c fsm.Revoke) {
 	}
 	a.report.Revoked += chunks
 	a.job.Revoked += chunks
-	a.answered[c.Miner] = a.at.Index
+	a.miner(c.Miner).Receipts.revoke(chunks)
 	a.cell().Faults++
 	a.visit(Revoked{JobID: c.JobID, Miner: c.Miner, Ranges: c.Ranges, Chunks: chunks, Reason: c.Reason, At: a.at})
 }

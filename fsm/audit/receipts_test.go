@@ -6,78 +6,9 @@ import (
 	"slices"
 	"testing"
 
+	"raftmine/fsm"
 	"raftmine/fsm/pow"
 )
-
-// TestExcessOfHonestReceiptsIsExponential searches real ranges, small and easy ones too, where approximations would be
-// off: most of them hold a solution and do not count.
-func TestExcessOfHonestReceiptsIsExponential(t *testing.T) {
-	for _, row := range []struct {
-		nonces uint64
-		bits   int
-	}{{1, 1}, {3, 2}, {50, 6}, {200, 40}} {
-		work := pow.Work{Previous: pow.Sum([]byte("excess")), Bits: row.bits}
-		var excesses []float64
-		for len(excesses) < 2000 {
-			work.Timestamp++
-			best, solved := pow.Hash{0xff}, false
-			for nonce := uint64(1); nonce <= row.nonces && !solved; nonce++ {
-				var digest pow.Hash
-				if digest, solved = work.Verify(nonce); nonce == 1 || digest.Compare(best) < 0 {
-					best = digest
-				}
-			}
-			if !solved {
-				excesses = append(excesses, Excess(row.nonces, row.bits, best))
-			}
-		}
-		// Kolmogorov and Smirnov: the largest distance between the distributions; above 2/sqrt(k) with p = 0.0007.
-		slices.Sort(excesses)
-		worst := 0.0
-		for i, x := range excesses {
-			worst = max(worst, math.Abs(float64(i+1)/2000-(1-math.Exp(-x))))
-		}
-		if limit := 2 / math.Sqrt(2000); worst > limit {
-			t.Errorf("%d nonces, %d bits: off by %.4f, want below %.4f", row.nonces, row.bits, worst, limit)
-		}
-	}
-}
-
-func TestExcessIsAlwaysANumber(t *testing.T) {
-	ones := pow.Hash{}
-	for i := range ones {
-		ones[i] = 0xff
-	}
-	for _, digest := range []pow.Hash{{}, {0x80}, ones} {
-		for _, bits := range []int{0, 1, 64, 256} {
-			for _, nonces := range []uint64{1, math.MaxUint64} {
-				if x := Excess(nonces, bits, digest); math.IsNaN(x) || math.IsInf(x, 0) || x < 0 {
-					t.Errorf("%s, %d bits, %d nonces: %v", digest, bits, nonces, x)
-				}
-			}
-		}
-	}
-}
-
-// Values of ln Q(k, x) for k small enough to be summed by hand: Q = e^-x (1 + x + ... + x^(k-1)/(k-1)!).
-func TestGammaTailIsTheSum(t *testing.T) {
-	for k := 1.0; k <= 60; k += 7 {
-		for _, x := range []float64{0.1, 1, 5, 30, 59, 60, 61, 100, 300} {
-			term, sum := 1.0, 1.0
-			for j := 1.0; j < k; j++ {
-				term *= x / j
-				sum += term
-			}
-			want := math.Log(sum) - x
-			if got := logGammaTail(k, x); math.Abs(got-want) > 1e-8*math.Max(1, math.Abs(want)) {
-				t.Errorf("ln Q(%v, %v) = %v, want %v", k, x, got, want)
-			}
-		}
-	}
-	if got := logGammaTail(4e6, 4e6+3*2e3); math.Abs(math.Exp(got)-0.00135) > 2e-5 { // three sigma
-		t.Errorf("three sigma of four million: p = %v", math.Exp(got))
-	}
-}
 
 // TestHonestMinersAreNeverCalledImplausible: 100 miners with 10,000 ranges each, a million in all.
 func TestHonestMinersAreNeverCalledImplausible(t *testing.T) {
@@ -176,5 +107,51 @@ func TestLazyMinerInAHistoryIsNamed(t *testing.T) {
 		if share > 0 && math.Abs(got-share) > 4*share/math.Sqrt(float64(lazyRow.Receipts.Ranges)) {
 			t.Errorf("%s: it did %v of the work, %v to %v, and really %v", name, got, low, high, share)
 		}
+	}
+}
+
+// TestRevokedLiesAreNoFaultOfTheHistory: a miner that was found out by its leader is told of; one that lies on is a fault
+// again.
+func TestRevokedLiesAreNoFaultOfTheHistory(t *testing.T) {
+	w := newWorld(t, 14)
+	w.bits = 40
+	lazy, honest := w.miner("lazy", -1), w.miner("honest", 1)
+	w.open(10_000_000, 100)
+	lie := func() pow.Range {
+		w.commit(w.grantCommand(lazy, 1))
+		nonces := w.held(lazy)[0].Nonces
+		for w.answer(lazy); len(w.held(lazy)) > 0; w.answer(lazy) { // it may answer for a part of it
+		}
+		return nonces
+	}
+	var lies []pow.Range
+	for range 30 {
+		lies = append(lies, lie())
+	}
+	if report := replay(t, w.records, Options{}); report.Holds() {
+		t.Fatal("thirty ranges that nobody searched are not found")
+	}
+	revoke := fsm.Revoke{JobID: 1, Miner: lazy.name, Ranges: lies, Reason: "not believed"}
+	w.commit(revoke)
+	for range lies {
+		w.commit(w.grantCommand(honest, 1))
+		w.answer(honest)
+	}
+	report := replay(t, w.records, Options{})
+	row := report.Miners[1].Receipts
+	if !report.Holds() || !row.Implausible() || row.Revoked != 30 {
+		t.Errorf("found out and searched again: %v, implausible %t, %d chunks revoked", report.Findings, row.Implausible(), row.Revoked)
+	}
+	for range 30 {
+		lie()
+	}
+	again := replay(t, w.records, Options{})
+	if first, _ := again.First(); again.FindingCount != 1 || first.Kind != KindWork || first.Index <= row.Flagged.Index {
+		t.Errorf("it lies on: %v, want one finding after record %d", again.Findings, row.Flagged.Index)
+	}
+	w.commit(fsm.CloseJob{JobID: 1, Reason: "the previous hash moved"})
+	w.commit(revoke)
+	if late := replay(t, w.records, Options{}); !late.Holds() {
+		t.Errorf("found out in the moment the job was over: %v", late.Findings)
 	}
 }

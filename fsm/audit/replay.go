@@ -127,9 +127,8 @@ type auditor struct {
 	accepted  uint64 // height
 	jobMoved  bool   // in the current record
 
-	miners   map[string]*Miner
-	strikes  map[string]uint64 // as the state counts them: forgotten with the miner
-	answered map[string]uint64 // index of the last Revoke, by miner
+	miners  map[string]*Miner
+	strikes map[string]uint64 // as the state counts them: forgotten with the miner
 }
 
 // held is a grant that is not finished.
@@ -142,15 +141,14 @@ type held struct {
 
 func newAuditor(o Options) *auditor {
 	a := &auditor{
-		o:        o,
-		report:   &Report{},
-		state:    fsm.New(),
-		known:    append([]Head(nil), o.Known...),
-		grants:   make(map[uint64]*held),
-		byMiner:  make(map[string][]uint64),
-		miners:   make(map[string]*Miner),
-		strikes:  make(map[string]uint64),
-		answered: make(map[string]uint64),
+		o:       o,
+		report:  &Report{},
+		state:   fsm.New(),
+		known:   append([]Head(nil), o.Known...),
+		grants:  make(map[uint64]*held),
+		byMiner: make(map[string][]uint64),
+		miners:  make(map[string]*Miner),
+		strikes: make(map[string]uint64),
 	}
 	slices.SortFunc(a.known, func(x, y Head) int { return cmp.Compare(x.Records, y.Records) })
 	for i := range a.report.Regrants {
@@ -316,7 +314,7 @@ func (a *auditor) end() {
 		}
 	}
 	for _, m := range sortedMiners(a.miners) {
-		if m.Receipts.Implausible() && a.answered[m.Name] < m.Receipts.Flagged.Index {
+		if m.Receipts.Unanswered() {
 			share, low, high := m.Receipts.Share()
 			a.broken(m.Receipts.Flagged.Index, KindWork, "miner %s: after %d ranges its receipts say that the work was not "+
 				"done; over all %d ranges about %.1f %% of it was (%.1f to %.1f %%, 95 times of 100)", m.Name,

@@ -175,7 +175,7 @@ func TestReplacedReceiptIsNamedEvenWhenRechained(t *testing.T) {
 		records := slices.Clone(w.records)
 		c.Receipt = c.Nonces.First + (c.Receipt-c.Nonces.First+1)%c.Nonces.Len()
 		work := w.current().Work()
-		if Excess(c.Nonces.Len(), work.Bits, work.Digest(c.Receipt)) < 40 {
+		if pow.Excess(c.Nonces.Len(), work.Bits, work.Digest(c.Receipt)) < 40 {
 			continue // one of 2^7: nearly as good a digest by chance
 		}
 		entry.Commands = []fsm.Command{c}

@@ -8,4 +8,7 @@
 //	digest  = SHA256(SHA256(message)), the inner digest in its 32 raw bytes
 //
 // A digest is valid for n bits when its first n bits, most significant bit of byte 0 first, are zero.
+//
+// Beside the definition stands what the smallest digest of a range says of the work that was done there: Excess for one
+// receipt, Receipts for all of a miner's. The leader and the audit judge by the same numbers.
 package pow
