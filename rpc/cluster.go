@@ -135,9 +135,13 @@ func (s *Server) Status() Status {
 			}
 		}
 		for _, miner := range v.Miners() {
-			out.Miners = append(out.Miners, MinerStatus{
+			row := MinerStatus{
 				Name: miner.Name, ChunksFinished: miner.Chunks, Solutions: miner.Solutions, Strikes: miner.Strikes,
-			})
+			}
+			if miner.Strikes >= fsm.MaxStrikes {
+				row.Refused = fmt.Sprintf("%d strikes", miner.Strikes)
+			}
+			out.Miners = append(out.Miners, row)
 		}
 	})
 	if term := s.currentTerm(); term != nil {
@@ -164,6 +168,7 @@ func (s *Server) addCoordinator(out *Status, leader Leader) {
 		}
 		row := &out.Miners[i]
 		row.Connected, row.HashRate, row.Threads, row.Kernel = miner.Connected, miner.HashRate, miner.Threads, miner.Kernel
+		row.Refused = miner.Refused
 	}
 	slices.SortStableFunc(out.Miners, func(a, b MinerStatus) int { return strings.Compare(a.Name, b.Name) })
 }

@@ -57,6 +57,7 @@ func statusTo(s Status) *pb.GetStatusResponse {
 		out.Miners = append(out.Miners, &pb.MinerStatus{
 			Name: m.Name, Connected: m.Connected, HashRate: m.HashRate, ChunksFinished: m.ChunksFinished,
 			Solutions: m.Solutions, Strikes: m.Strikes, Threads: uint32(m.Threads), Kernel: m.Kernel,
+			Refused: m.Refused,
 		})
 	}
 	if c := s.Coordinator; c != nil {
@@ -88,6 +89,7 @@ func statusFrom(in *pb.GetStatusResponse) (Status, error) {
 		out.Miners = append(out.Miners, MinerStatus{
 			Name: m.GetName(), Connected: m.GetConnected(), HashRate: m.GetHashRate(), ChunksFinished: m.GetChunksFinished(),
 			Solutions: m.GetSolutions(), Strikes: m.GetStrikes(), Threads: int(m.GetThreads()), Kernel: m.GetKernel(),
+			Refused: m.GetRefused(),
 		})
 	}
 	if c := in.GetCoordinator(); c != nil {

@@ -232,7 +232,7 @@ func TestStatusKeepsEveryField(t *testing.T) {
 			ChunkSize: 9, Chunks: fsm.Counts{Total: 10, Pending: 5, Granted: 3, Finished: 2}, Phase: fsm.PhaseSubmitting,
 		},
 		Miners: []MinerStatus{{
-			Name: "m", Connected: true, HashRate: 1.5, ChunksFinished: 2, Solutions: 3, Strikes: 1, Threads: 4, Kernel: "k",
+			Name: "m", Connected: true, HashRate: 1.5, ChunksFinished: 2, Solutions: 3, Strikes: 1, Threads: 4, Kernel: "k", Refused: "r",
 		}},
 		Blocks: 7, Voters: 8, ClusterStopped: true,
 		Coordinator:     &CoordinatorStatus{WebService: "w", WebServiceError: "e", HashRate: 9.5},

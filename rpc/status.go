@@ -48,16 +48,17 @@ type JobStatus struct {
 	Phase      fsm.Phase
 }
 
-// MinerStatus is one miner. Connected, HashRate, Threads and Kernel are known to the leader alone.
+// MinerStatus is one miner. Connected, HashRate, Threads, Kernel and why it is refused are known to the leader alone.
 type MinerStatus struct {
 	Name           string
 	Connected      bool
-	HashRate       float64 // double SHA-256 a second
+	HashRate       float64 // double SHA-256 a second, as far as the leader believes it
 	ChunksFinished uint64
 	Solutions      uint64
 	Strikes        uint32
 	Threads        int
 	Kernel         string
+	Refused        string // why it is refused work; empty: it is not
 }
 
 // CoordinatorStatus is the leader's own memory.

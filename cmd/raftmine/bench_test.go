@@ -180,7 +180,7 @@ func solve(p miner.Process) miner.AnswerYes {
 func BenchmarkThousandMiners(b *testing.B) {
 	const length = 10 * time.Second
 	for range b.N {
-		c := startBenchCluster(b, 16, "--nonce-last", "9000000000000000", "--chunk", "1000000")
+		c := startBenchCluster(b, 16, fewHashes()...)
 		farms := startFarms(b, c, 2, 500, true)
 		farms.waitConnected(b)
 		before := farms.counts()
@@ -200,7 +200,7 @@ func BenchmarkThousandMiners(b *testing.B) {
 func BenchmarkMinerMemory(b *testing.B) {
 	const farms, each = 4, 1250
 	for range b.N {
-		c := startBenchCluster(b, 16, "--nonce-last", "9000000000000000", "--chunk", "1000000")
+		c := startBenchCluster(b, 16, fewHashes()...)
 		leader := c.children["server-1"].pid()
 		before := residentBytes(b, leader)
 		f := startFarms(b, c, farms, each, false)
@@ -236,7 +236,7 @@ func median(values []float64) float64 {
 	return slices.Sorted(slices.Values(values))[len(values)/2]
 }
 
-// simulated is a miner that hashes nothing.
+// simulated is a miner that hashes next to nothing.
 type simulated struct {
 	name   string
 	dialer *rpc.MinerDialer

@@ -60,15 +60,15 @@ to two, the servers' states differ, or the cluster did not become healthy again.
 	cmd.Flags().IntVar(&o.servers, "servers", 3, "how many servers")
 	cmd.Flags().IntVar(&o.miners, "miners", 2, "how many miners")
 	cmd.Flags().IntVar(&o.threads, "threads", 1, "search threads of each miner")
-	cmd.Flags().IntVar(&o.clients, "clients", 3, "how many simulated miners, which answer without searching, beside the one that measures")
+	cmd.Flags().IntVar(&o.clients, "clients", 3, "how many simulated miners, which search little and answer often, beside the one that measures")
 	cmd.Flags().IntVar(&o.zeros, "zeros", 6, "leading zero hex digits of the first block")
 	cmd.Flags().DurationVar(&o.blockTime, "block-time", 3*time.Second, "pace of blocks; 0 keeps --zeros fixed")
 	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "new folder for all data (default: one here, removed when all promises held)")
 	cmd.Flags().BoolVar(&o.keep, "keep", false, "keep the data although all promises held")
 	o.serverFlags.add(cmd)
-	// Short heartbeats make a drill short; small chunks make many commits without using up the nonces.
+	// Short heartbeats make a drill short; with small chunks the simulated miners answer often.
 	changeDefault(cmd, "heartbeat", "1s")
-	changeDefault(cmd, "chunk", "20000")
+	changeDefault(cmd, "chunk", "2000")
 	return cmd
 }
 

@@ -74,8 +74,8 @@ type drillClientConfig struct {
 	apart   bool
 }
 
-// drillClient is a simulated miner: it answers for one chunk after the other without searching it, keeps each answer until
-// it is acknowledged, and delivers it again to whoever leads next. One answer is on its way at a time.
+// drillClient is a simulated miner: it searches one chunk after the other at leisure, keeps each answer until it is
+// acknowledged, and delivers it again to whoever leads next. One answer is on its way at a time.
 //
 // It has one goroutine for each dialer, which looks for a leader, one for each stream, which reads, and one that owns the
 // rest. Of two streams the one of the higher term is used.
@@ -326,24 +326,35 @@ func (c *drillClient) heartbeat(s *drillStream, request miner.HeartbeatRequest) 
 	return s.conn.Send(c.pending.message) == nil
 }
 
-// answer answers for the next chunk. Whether it holds a solution is looked up for one nonce, the receipt: an honest
-// "none" needs no more to be accepted. False ends the stream.
+// answer searches the next chunk and answers for it. False ends the stream.
 func (c *drillClient) answer() bool {
 	if len(c.held) == 0 {
 		return true // a Process sets the timer
 	}
 	g := c.held[0]
 	nonces := pow.Range{First: g.next, Last: min(g.next+c.chunk-1, g.last)}
+	best, solved := searchPlainly(g.work, nonces)
 	a := &drillAnswer{grant: g, record: acked{client: c.name, grant: g.id, job: g.job, timestamp: g.work.Timestamp,
-		nonces: nonces, receipt: nonces.First, sent: time.Now()}}
-	a.message = miner.AnswerNo{GrantID: g.id, JobID: g.job, Timestamp: g.work.Timestamp, Nonces: nonces, Receipt: nonces.First}
-	if _, solved := g.work.Verify(nonces.First); solved {
-		a.record.solution, a.record.nonces = true, pow.Range{First: nonces.First, Last: nonces.First}
-		a.message = miner.AnswerYes{GrantID: g.id, JobID: g.job, Timestamp: g.work.Timestamp, Nonce: nonces.First}
+		nonces: nonces, receipt: best, sent: time.Now()}}
+	a.message = miner.AnswerNo{GrantID: g.id, JobID: g.job, Timestamp: g.work.Timestamp, Nonces: nonces, Receipt: best}
+	if solved {
+		a.record.solution, a.record.nonces = true, pow.Range{First: best, Last: best}
+		a.message = miner.AnswerYes{GrantID: g.id, JobID: g.job, Timestamp: g.work.Timestamp, Nonce: best}
 	}
 	c.pending = a
 	c.timer.Reset(acknowledgePatience)
 	return c.stream.conn.Send(a.message) == nil
+}
+
+// searchPlainly searches nonces as plainly as can be, and returns the one of the smallest digest and whether it is a solution.
+func searchPlainly(work pow.Work, nonces pow.Range) (best uint64, solved bool) {
+	var smallest pow.Hash
+	for nonce := nonces.First; nonce <= nonces.Last; nonce++ {
+		if digest, solves := work.Verify(nonce); best == 0 || digest.Compare(smallest) < 0 {
+			best, smallest, solved = nonce, digest, solves
+		}
+	}
+	return best, solved
 }
 
 // acknowledge takes the acknowledgement of the pending answer. Another one is of an answer that was delivered twice.

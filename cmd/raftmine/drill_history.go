@@ -162,6 +162,11 @@ func (h *history) follow(index uint64, command fsm.Command, outcome fsm.Outcome,
 			delete(h.grants, id)
 			event.rangesChanged = true
 		}
+	case fsm.Revoke:
+		h.breaks(index, "miner %s is not believed, and a drill's miners are honest: %s", c.Miner, c.Reason)
+		for _, nonces := range c.Ranges {
+			h.each(nonces, func(ch *chunk) { ch.finished = false })
+		}
 	}
 }
 

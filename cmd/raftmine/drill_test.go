@@ -202,6 +202,8 @@ func TestHistoryFindsABrokenPartition(t *testing.T) {
 		{"finished twice", []step{granted(1, 1, 200), finished(1, 1, 100), finished(1, 1, 100)}, "did not hold 1 chunks"},
 		{"finished by another", []step{granted(1, 1, 200), finished(2, 1, 100)}, "did not hold 1 chunks"},
 		{"rolled too early", []step{granted(1, 1, 200), other(fsm.Roll{JobID: 1, Round: 1, Timestamp: 8})}, "before chunk 0 is finished"},
+		{"an honest miner is not believed", []step{granted(1, 1, 200), finished(1, 1, 200),
+			other(fsm.Revoke{JobID: 1, Miner: "a", Ranges: []pow.Range{{First: 1, Last: 200}}, Reason: "lazy"})}, "honest: lazy"},
 		{"a proof that is none", []step{granted(1, 1, 200), other(fsm.Solve{JobID: 1, GrantID: 1, Timestamp: 7, Nonce: 5})}, "nonce 5 is no proof"},
 	} {
 		h := newHistory()

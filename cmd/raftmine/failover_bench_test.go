@@ -27,7 +27,7 @@ type failover struct {
 func startFailover(b *testing.B, servers int) *failover {
 	b.Helper()
 	f := &failover{servers: servers, addressOf: make([]string, servers)}
-	f.flags = []string{"--heartbeat", "200ms", "--nonce-last", "9000000000000000", "--chunk", "1000000"}
+	f.flags = append(fewHashes(), "--heartbeat", "200ms")
 	f.cluster = startBenchServers(b, servers, 16, f.flags...)
 	f.settle(b)
 	return f
@@ -131,7 +131,7 @@ func (f *failover) load(b *testing.B, miners int) *atomic.Int64 {
 					}
 					switch e := message.(type) {
 					case miner.Process:
-						m.conn.Send(miner.AnswerNo{GrantID: e.GrantID, JobID: e.JobID, Timestamp: e.Work.Timestamp, Nonces: e.Nonces, Receipt: e.Nonces.First})
+						m.conn.Send(searched(e))
 					case miner.Acknowledgement:
 						answers.Add(1)
 					}

@@ -20,7 +20,7 @@ import (
 	"raftmine/rpc"
 )
 
-// asFarm makes this test binary a process of simulated miners: real gRPC streams, no hashing. Its value is the arguments:
+// asFarm makes this test binary a process of simulated miners: real gRPC streams, next to no hashing. Its value is the arguments:
 // the environment, the first number, how many, and whether they answer.
 const asFarm = "TEST_BINARY_IS_FARM"
 
@@ -51,12 +51,23 @@ func (m *simulated) next() (miner.Message, error) {
 			return message, nil
 		}
 		wanted := 2
-		reply := miner.HeartbeatReply{Name: m.name, Threads: 1, Kernel: "none", SoftwareVersion: version, Wanted: &wanted}
+		reply := miner.HeartbeatReply{Name: m.name, Threads: 1, Kernel: "none", SoftwareVersion: version, Wanted: &wanted, HashRate: 1}
 		copy(reply.Instance[:], fmt.Sprintf("%016s", m.name))
 		if err := m.conn.Send(reply); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// fewHashes are the flags of servers that grant a few nonces at a time, so that simulated miners can search them all.
+func fewHashes() []string {
+	return []string{"--nonce-last", "1000000000000", "--chunk", "16", "--grant-time", "1ms"}
+}
+
+// searched is the answer for a range of a job that nobody solves.
+func searched(p miner.Process) miner.AnswerNo {
+	best, _ := searchPlainly(p.Work, p.Nonces)
+	return miner.AnswerNo{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonces: p.Nonces, Receipt: best}
 }
 
 func (m *simulated) close() {
@@ -115,7 +126,7 @@ func runFarm(args []string) error {
 					}
 					counts.grants.Add(1)
 					if answering {
-						err = m.conn.Send(miner.AnswerNo{GrantID: e.GrantID, JobID: e.JobID, Timestamp: e.Work.Timestamp, Nonces: e.Nonces, Receipt: e.Nonces.First})
+						err = m.conn.Send(searched(e))
 					}
 				case miner.Acknowledgement:
 					if e.Result == "committed" {

@@ -11,6 +11,7 @@ import (
 	"raftmine/fsm"
 	"raftmine/fsm/pow"
 	"raftmine/raftnode"
+	"raftmine/raftnode/coordinator"
 )
 
 // serverTuning are the flags that a server shares with "raftmine run".
@@ -61,6 +62,7 @@ type serverOptions struct {
 	listen, advertise, join string
 	webService, dataDir     string
 	joinTimeout             time.Duration
+	grantTime               time.Duration
 	mine                    int
 	insecure                bool
 	keepLog                 bool
@@ -114,6 +116,9 @@ and has the lowest id leads.`,
 	cmd.Flags().BoolVar(&o.insecure, "insecure", false, "allow an address that other machines can reach")
 	cmd.Flags().BoolVar(&o.keepLog, "keep-log", false, "never drop log entries that snapshots cover, so that the whole log can be replayed")
 	_ = cmd.Flags().MarkHidden("keep-log")
+	// With next to nothing a grant, simulated miners can search what they answer for, and benchmarks count commits.
+	cmd.Flags().DurationVar(&o.grantTime, "grant-time", coordinator.DefaultGrantTime, "how much work one grant is")
+	_ = cmd.Flags().MarkHidden("grant-time")
 	addStdinFlag(cmd, &o.withStdin)
 	return cmd
 }
@@ -133,6 +138,9 @@ func (o *serverOptions) validate() error {
 	}
 	if o.mine < 0 || o.mine > 1024 {
 		return usageError{fmt.Errorf("--mine %d: want 0 to 1024 threads", o.mine)}
+	}
+	if o.grantTime <= 0 || o.grantTime > coordinator.DefaultAnswerTimeout/2 {
+		return usageError{fmt.Errorf("--grant-time %s: want more than 0, and at most %s", o.grantTime, coordinator.DefaultAnswerTimeout/2)}
 	}
 	if o.joinTimeout <= 0 {
 		return usageError{fmt.Errorf("--join-timeout %s: want more than 0", o.joinTimeout)}

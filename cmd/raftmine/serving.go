@@ -133,7 +133,7 @@ func (o *serverOptions) lead(ctx context.Context, term uint64, node *raftnode.No
 	c, err := coordinator.New(coordinator.Config{
 		Proposer: consensus, Source: blocks, Observer: hub.MinerObserver(node.ID()), Logger: logger,
 		ServerID: node.ID(), ClusterID: node.ClusterID(), Address: node.Address(), Term: term,
-		Heartbeat: o.heartbeat, Nonces: o.nonces(), ChunkSize: o.chunk,
+		Heartbeat: o.heartbeat, Nonces: o.nonces(), ChunkSize: o.chunk, GrantTime: o.grantTime,
 	})
 	if err != nil {
 		return err

@@ -125,11 +125,16 @@ func printStatus(w io.Writer, s rpc.Status) error {
 	if len(s.Miners) > 0 {
 		fmt.Fprintln(table, "\nMINER\tCONNECTED\tRATE\tTHREADS\tKERNEL\tCHUNKS\tSOLUTIONS\tWRONG ANSWERS")
 		for _, m := range s.Miners {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\t%d\t%d\t%d\n", m.Name, choose(m.Connected, "yes", "no"), hashRate(m.HashRate), m.Threads,
+			fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\t%d\t%d\t%d\n", m.Name, choose(m.Refused != "", "refused", choose(m.Connected, "yes", "no")), hashRate(m.HashRate), m.Threads,
 				m.Kernel, m.ChunksFinished, m.Solutions, m.Strikes)
 		}
 		if s.Coordinator != nil {
 			fmt.Fprintf(table, "all\t\t%s\n", hashRate(s.Coordinator.HashRate))
+		}
+		for _, m := range s.Miners {
+			if m.Refused != "" {
+				fmt.Fprintf(table, "%s is refused work: %s\n", m.Name, m.Refused)
+			}
 		}
 	}
 	return table.Flush()

@@ -69,6 +69,7 @@ type minerView struct {
 	Strikes        uint32  `json:"strikes"`
 	Threads        int     `json:"threads,omitempty"`
 	Kernel         string  `json:"kernel,omitempty"`
+	Refused        string  `json:"refused,omitempty"` // why it gets no work
 }
 
 type blockView struct {

@@ -11,17 +11,17 @@ const (
 	speedStep      = 4.0                    // one answer moves the speed by this factor at most
 	assumedRate    = 5e6                    // nonces a second and thread, of a miner that does not know its speed yet
 	firstWork      = 500 * time.Millisecond // how much work such a miner is granted first
-	maxClaimedRate = 1e8                    // nonces a second and thread: a claim above is not believed
+	maxClaimedRate = 2e8                    // nonces a second of a process: a claim above is not believed
 )
 
-// firstSpeed guesses the speed of a miner that has not answered yet, in nonces a second. What it reports is believed up
-// to a bound; without a report the guess is so low that the first grant is firstWork of an ordinary miner's work.
+// firstSpeed guesses the speed of a miner that has not answered yet, in nonces a second. It is so low that the first grant
+// is firstWork of the work of the miner that it says it is, up to a bound: before it has shown anything, a miner must not
+// hold a large part of the job.
 func firstSpeed(threads int, reported float64, grantTime time.Duration) float64 {
-	cores := float64(max(threads, 1))
-	if reported > 0 {
-		return min(reported, maxClaimedRate*cores)
+	if reported <= 0 {
+		reported = assumedRate * float64(max(threads, 1))
 	}
-	return assumedRate * cores * min(1, firstWork.Seconds()/grantTime.Seconds())
+	return min(reported, maxClaimedRate) * min(1, firstWork.Seconds()/grantTime.Seconds())
 }
 
 // nextSpeed learns from one answer: nonces were searched in elapsed. The first answer replaces the guess, later ones are

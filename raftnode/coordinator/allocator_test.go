@@ -16,9 +16,10 @@ func TestFirstGrantFollowsTheReportWithinBounds(t *testing.T) {
 		{1, 0, assumedRate / 10},
 		{4, 0, 4 * assumedRate / 10},
 		{0, 0, assumedRate / 10},
-		{2, 8e6, 8e6},
-		{1, 1e30, maxClaimedRate},
-		{8, 1e30, 8 * maxClaimedRate},
+		{2, 8e6, 8e6 / 10},
+		{1, 1e30, maxClaimedRate / 10},
+		{1 << 16, 1e30, maxClaimedRate / 10},
+		{1 << 16, 0, maxClaimedRate / 10},
 	} {
 		if got := firstSpeed(row.threads, row.reported, 5*time.Second); got != row.want {
 			t.Errorf("firstSpeed(%d, %g) = %g, want %g", row.threads, row.reported, got, row.want)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"raftmine/fsm"
+	"raftmine/fsm/pow"
 )
 
 // isNotLeader reports an error after which nothing can have been committed.
@@ -20,11 +21,12 @@ func (s *Session) answerNo(m *miner, a AnswerNo) error {
 	var job fsm.Job
 	var counts fsm.Counts
 	var last uint64 // nonce of the grant
+	var head bool   // the answer is for the head of what is left of the grant, so it was not delivered before
 	c.view(func(v fsm.View) {
 		job, _ = v.Job()
 		counts = v.Counts()
 		if grant, ok := v.Grant(a.GrantID); ok && grant.Miner == m.name {
-			last = grant.Nonces.Last
+			last, head = grant.Nonces.Last, grant.Nonces.First == a.Nonces.First
 		}
 	})
 	if why, over := answerIsOver(job, a.JobID, a.Timestamp); over {
@@ -35,9 +37,15 @@ func (s *Session) answerNo(m *miner, a AnswerNo) error {
 		c.mu.Unlock()
 		return nil
 	}
-	if why := checkAnswerNo(job, a); why != "" {
+	excess, why := checkAnswerNo(job, a)
+	if why != "" {
 		c.mu.Unlock()
 		return s.strike(m, ack, why)
+	}
+	if head && m.belief.wouldLie(a.Nonces.Len(), excess) {
+		why := m.belief.verdict(a.Nonces.Len(), excess)
+		c.mu.Unlock()
+		return s.disbelieve(m, ack, why)
 	}
 	whole := last == a.Nonces.Last && m.find(a.GrantID) >= 0
 	commands := []fsm.Command{fsm.Finish{
@@ -77,6 +85,9 @@ func (s *Session) answerNo(m *miner, a AnswerNo) error {
 	c.mu.Lock()
 	if finished.Code == fsm.Done {
 		c.finished(m, a)
+		if m.belief.finished(job, a.Nonces, excess) || m.proven == (fsm.ID{}) {
+			m.proven = m.instance
+		}
 	}
 	c.dropGone(m, a.GrantID)
 	if ack.Result != Wrong {
@@ -121,20 +132,25 @@ func answerIsOver(job fsm.Job, jobID, timestamp uint64) (why string, over bool) 
 	return "", false
 }
 
-// checkAnswerNo returns why an answer is wrong in itself. It costs one digest.
-func checkAnswerNo(job fsm.Job, a AnswerNo) string {
+// checkAnswerNo returns why an answer is wrong in itself, else the pow.Excess of its receipt. It costs one digest.
+func checkAnswerNo(job fsm.Job, a AnswerNo) (excess float64, why string) {
 	if err := a.Nonces.Validate(); err != nil {
-		return err.Error()
+		return 0, err.Error()
 	}
 	if !a.Nonces.Contains(a.Receipt) {
-		return fmt.Sprintf("receipt %d lies outside %s", a.Receipt, a.Nonces)
+		return 0, fmt.Sprintf("receipt %d lies outside %s", a.Receipt, a.Nonces)
 	}
-	if a.JobID == job.ID && a.Timestamp == job.Timestamp {
-		if _, valid := job.Work().Verify(a.Receipt); valid {
-			return fmt.Sprintf("receipt %d is a solution", a.Receipt)
-		}
+	if a.JobID != job.ID || a.Timestamp != job.Timestamp {
+		return 0, "" // what the state has not seen it refuses
 	}
-	return ""
+	digest, valid := job.Work().Verify(a.Receipt)
+	if valid {
+		return 0, fmt.Sprintf("receipt %d is a solution", a.Receipt)
+	}
+	if excess = pow.Excess(a.Nonces.Len(), job.Bits, digest); excess > impossible {
+		return excess, fmt.Sprintf("receipt %d is not the best of %s: the best of so many digests is smaller", a.Receipt, a.Nonces)
+	}
+	return excess, ""
 }
 
 // finished learns from a committed answer how fast its miner is. Caller holds mu.
@@ -145,6 +161,7 @@ func (c *Coordinator) finished(m *miner, a AnswerNo) {
 		if m.held[i].sent.After(since) {
 			since = m.held[i].sent
 		}
+		m.seen = nextSpeed(m.seen, true, a.Nonces.Len(), now.Sub(since))
 		c.setSpeed(m, nextSpeed(m.speed, m.measured, a.Nonces.Len(), now.Sub(since)))
 		m.measured = true
 	}
@@ -239,7 +256,7 @@ func (s *Session) answerYes(m *miner, a AnswerYes) error {
 	ack.Result, ack.Message = resultOf(solved)
 	if solved.Code == fsm.Done {
 		c.log.Info("block solved", "job", job.ID, "height", job.Height, "nonce", a.Nonce, "miner", m.name)
-		m.progress = c.cfg.Now()
+		m.progress, m.solved = c.cfg.Now(), true
 		m.drop(a.GrantID)
 		c.send(s, ack)
 		c.jobOver(job.ID, InterruptSolved)
@@ -267,37 +284,4 @@ func sameSolution(job fsm.Job, name string, a AnswerYes) bool {
 	solution := job.Solution
 	return job.ID == a.JobID && solution != nil && job.Timestamp == a.Timestamp &&
 		solution.GrantID == a.GrantID && solution.Nonce == a.Nonce && solution.Miner == name
-}
-
-// strike counts a wrong answer, then says so. The last strike returns the miner's ranges and ends the session. A strike
-// whose outcome stayed unknown is counted again when the miner sends the same wrong answer again.
-func (s *Session) strike(m *miner, ack Acknowledgement, why string) error {
-	c := s.c
-	c.mu.Lock()
-	before := c.strikes(m.name)
-	c.mu.Unlock()
-	why = fsm.Line(why)
-	commands := []fsm.Command{fsm.Strike{Miner: m.name, Reason: why}}
-	out := before+1 >= fsm.MaxStrikes
-	if out {
-		commands = append(commands, fsm.Release{Miner: m.name, Reason: fsm.ReleaseRefused})
-	}
-	if _, err := c.propose(commands...); err != nil {
-		return fmt.Errorf("count a wrong answer: %w", err)
-	}
-	ack.Result, ack.Message = Wrong, why
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.log.Warn("wrong answer", "miner", m.name, "grant_id", ack.GrantID, "reason", why, "strikes", before+1)
-	c.send(s, ack)
-	if !out {
-		// A miner that was told forgets the range with its answer.
-		if i := m.find(ack.GrantID); i >= 0 && m.session == s {
-			c.sendAgain(m, i)
-		}
-		return nil
-	}
-	m.held = nil
-	c.feedAll()
-	return c.refused(m.name, tooManyStrikes())
 }

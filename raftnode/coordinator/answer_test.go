@@ -25,16 +25,14 @@ func solution(t *testing.T, p Process) uint64 {
 	return nonce
 }
 
-// unsolved finds a nonce in p that is no solution.
+// unsolved finds the best nonce in p that is no solution.
 func unsolved(t *testing.T, p Process) uint64 {
 	t.Helper()
-	for nonce := p.Nonces.First; nonce <= p.Nonces.Last; nonce++ {
-		if _, ok := p.Work.Verify(nonce); !ok {
-			return nonce
-		}
+	nonce, ok := bestOf(p, p.Nonces.Last)
+	if !ok {
+		t.Fatalf("every nonce of %v is a solution", p.Nonces)
 	}
-	t.Fatalf("every nonce of %v is a solution", p.Nonces)
-	return 0
+	return nonce
 }
 
 var wrongAnswers = map[string]func(*testing.T, Process) Message{
@@ -51,6 +49,16 @@ var wrongAnswers = map[string]func(*testing.T, Process) Message{
 	"receipt is a solution": func(t *testing.T, p Process) Message {
 		a := honest(p)
 		a.Receipt = solution(t, p)
+		return a
+	},
+	"receipt that no search comes to": func(t *testing.T, p Process) Message {
+		a := honest(p)
+		var worst pow.Hash
+		for nonce := p.Nonces.First; nonce <= p.Nonces.Last; nonce++ {
+			if digest := p.Work.Digest(nonce); digest.Compare(worst) > 0 {
+				a.Receipt, worst = nonce, digest
+			}
+		}
 		return a
 	},
 	"grant that never was": func(t *testing.T, p Process) Message {

@@ -30,9 +30,8 @@ const (
 	maxWanted      = 16   // ranges that one miner holds; a larger ProcessRequest counts as this
 	maxHeld        = 1024 // grant ids in one HeartbeatReply
 	maxThreads     = 1 << 16
-	outgoingBuffer = 64   // messages that wait for a miner to read them
-	knownPerMiner  = 4    // names that are remembered, for each of MaxMiners
-	maxStruck      = 1024 // miners with strikes that are remembered while they are away
+	outgoingBuffer = 64 // messages that wait for a miner to read them
+	knownPerMiner  = 4  // names that are remembered, for each of MaxMiners
 )
 
 // Config is what a coordinator is made of. A zero field takes its default, where there is one.
@@ -52,7 +51,9 @@ type Config struct {
 	// AnswerTimeout is how long a miner may answer its heartbeats and still not finish anything of what it holds. Then
 	// its ranges are granted again. At least 2*GrantTime.
 	AnswerTimeout time.Duration
-	ForgetAfter   time.Duration // a miner without grants that is away for so long is forgotten
+	// ForgetAfter is how long a miner without grants is away until it is forgotten, and with it why it was refused. A new
+	// leader counts from the start of its term.
+	ForgetAfter time.Duration
 
 	Nonces         pow.Range // that a new job is searched in, each round
 	ChunkSize      uint64    // nonces

@@ -14,7 +14,7 @@ var (
 	ErrNotLeader = errors.New("not leader")
 	// ErrOutcomeUnknown: leadership was lost while waiting; the commands may be committed yet.
 	ErrOutcomeUnknown = errors.New("leadership lost, outcome unknown")
-	// ErrMinerRefused: the miner has MaxStrikes, or its report makes no sense.
+	// ErrMinerRefused: the miner has MaxStrikes, its receipts are not believed, or its report makes no sense.
 	ErrMinerRefused = errors.New("miner refused")
 	// ErrNameTaken: a miner of that name and another instance is connected.
 	ErrNameTaken = errors.New("miner name taken")

@@ -26,10 +26,17 @@ type miner struct {
 	mute     time.Time // until then it is granted nothing, because it finished nothing; zero: it is no such miner
 	speed    float64   // nonces a second
 	measured bool      // speed comes from answers
+	seen     float64   // the same from answers alone, without the guess before them; 0: none yet
 
 	threads         int
 	kernel, version string
-	hashRate        float64
+	hashRate        float64 // as it reports it
+
+	belief  belief // in the process that connected last
+	solved  bool   // so has that process
+	proven  fsm.ID // the process that did good work under this name; zero: none did
+	struck  fsm.ID // the process that the last strike of this term was for; zero: there was none
+	refusal error  // why the name is refused; nil: see the state's strikes
 }
 
 // held is one grant.
@@ -196,9 +203,9 @@ func (c *Coordinator) deliver(m *miner, outcomes []fsm.Outcome, generation uint6
 		case fsm.NoWork, fsm.Stale:
 			served = false
 		case fsm.Refused:
-			if c.strikes(m.name) >= fsm.MaxStrikes {
+			if refusal := c.refusal(m, m.name); refusal != nil {
 				if m.session != nil {
-					c.end(m.session, tooManyStrikes())
+					c.end(m.session, refusal)
 				}
 				return
 			}

@@ -187,25 +187,6 @@ func TestRememberedNamesAreBounded(t *testing.T) {
 	})
 }
 
-func TestRememberedStrikesAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, nil)
-		r.stop()
-		var strikes []fsm.Command
-		for i := range maxStruck + 100 {
-			strikes = append(strikes, fsm.Strike{Miner: fmt.Sprint(i), Reason: "wrong"})
-		}
-		r.cl.must(t, strikes...)
-		r.start()
-		time.Sleep(20 * time.Minute)
-		rows := 0
-		r.cl.View(func(v fsm.View) { rows = len(v.Miners()) })
-		if rows != maxStruck || len(r.c.Status().Miners) != maxStruck {
-			t.Errorf("%d miners in the state and %d in memory, want %d", rows, len(r.c.Status().Miners), maxStruck)
-		}
-	})
-}
-
 func TestFailedReleaseIsRepeated(t *testing.T) {
 	for _, kind := range []failure{notLeader, unknownLost, unknownDone, unknownLate} {
 		t.Run(fmt.Sprint(kind), func(t *testing.T) {

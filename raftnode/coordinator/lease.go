@@ -1,7 +1,6 @@
 package coordinator
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -144,26 +143,14 @@ func (c *Coordinator) compare() {
 	kick(c.jobKick)
 }
 
-// forget lets go of miners that are away for long and hold nothing. One with strikes stays refused, as long as there are
-// not too many of them: then the one that is away longest goes first. Caller holds mu.
+// forget lets go of miners that are away for long and hold nothing, and of their strikes with them. A refusal for ever
+// would keep nobody out, because names are free, and whoever answers wrongly under another's name would end that name.
+// Caller holds mu.
 func (c *Coordinator) forget(now time.Time) {
-	var struck []*miner
 	for _, m := range c.miners {
-		if m.session != nil || len(m.held) > 0 || now.Sub(m.heard) < c.cfg.ForgetAfter {
-			continue
+		if m.session == nil && len(m.held) == 0 && now.Sub(m.heard) >= c.cfg.ForgetAfter {
+			c.queueForget(m)
 		}
-		if c.strikes(m.name) > 0 {
-			struck = append(struck, m)
-			continue
-		}
-		c.queueForget(m)
-	}
-	if len(struck) <= maxStruck {
-		return
-	}
-	slices.SortFunc(struck, func(a, b *miner) int { return cmp.Compare(b.heard.Sub(a.heard), 0) })
-	for _, m := range struck[:len(struck)-maxStruck] {
-		c.queueForget(m)
 	}
 }
 

@@ -202,10 +202,6 @@ func (c *Coordinator) refused(name string, err error) error {
 	return err
 }
 
-func tooManyStrikes() error {
-	return fmt.Errorf("%w: %d wrong answers", ErrMinerRefused, fsm.MaxStrikes)
-}
-
 // checkReport returns why a report makes no sense.
 func checkReport(r HeartbeatReply) error {
 	if err := fsm.CheckMinerName(r.Name); err != nil {
@@ -231,24 +227,28 @@ func (s *Session) introduce(r HeartbeatReply) error {
 	if err := checkReport(r); err != nil {
 		return s.refuse(r.Name, err.Error())
 	}
-	m, restarted, err := s.claim(r)
+	m, restarted, forged, err := s.claim(r)
 	if err != nil {
 		return err
 	}
 	c := s.c
-	if restarted {
-		outcomes, err := c.propose(fsm.Release{Miner: m.name, Reason: fsm.ReleaseRestarted})
+	if restarted || forged {
+		// With Forget the strikes go as well. The miner's totals go with them, into the sum of all that were forgotten.
+		outcomes, err := c.propose(fsm.Release{Miner: m.name, Reason: fsm.ReleaseRestarted, Forget: forged})
 		if err != nil {
 			return fmt.Errorf("release ranges of restarted miner %s: %w", m.name, err)
 		}
-		c.log.Info("miner restarted, its ranges return", "miner", m.name, "outcome", outcomes[0].Code)
+		c.log.Info("miner restarted, its ranges return", "miner", m.name, "outcome", outcomes[0].Code, "strikes_forged", forged)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.err != nil { // meanwhile
 		return s.err
 	}
-	if restarted {
+	if forged {
+		m.struck, m.refusal = fsm.ID{}, nil
+	}
+	if restarted || forged {
 		m.held = nil
 		c.feedAll()
 	}
@@ -272,24 +272,27 @@ func (s *Session) introduce(r HeartbeatReply) error {
 	return nil
 }
 
-// claim gives the session its miner. It reports whether the state holds grants of another process of that name.
-func (s *Session) claim(r HeartbeatReply) (m *miner, restarted bool, err error) {
+// claim gives the session its miner. It reports whether the state holds grants of another process of that name, and whether
+// it holds strikes that another process earned under it.
+func (s *Session) claim(r HeartbeatReply) (m *miner, restarted, forged bool, err error) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.err != nil {
-		return nil, false, s.err
+		return nil, false, false, s.err
 	}
 	m = c.miners[r.Name]
 	if m != nil && m.session != nil && m.instance != r.Instance {
-		return nil, false, c.refused(r.Name, fmt.Errorf("%w: %s is connected already", ErrNameTaken, r.Name))
+		return nil, false, false, c.refused(r.Name, fmt.Errorf("%w: %s is connected already", ErrNameTaken, r.Name))
 	}
-	if c.strikes(r.Name) >= fsm.MaxStrikes {
-		return nil, false, c.refused(r.Name, tooManyStrikes())
+	if forged = m != nil && m.forged(r.Instance); !forged {
+		if refusal := c.refusal(m, r.Name); refusal != nil {
+			return nil, false, false, c.refused(r.Name, refusal)
+		}
 	}
 	if m == nil {
 		if len(c.miners) >= knownPerMiner*c.cfg.MaxMiners {
-			return nil, false, c.refused(r.Name, fmt.Errorf("%w: %d names are known", ErrTooManyMiners, len(c.miners)))
+			return nil, false, false, c.refused(r.Name, fmt.Errorf("%w: %d names are known", ErrTooManyMiners, len(c.miners)))
 		}
 		m = c.newMiner(r.Name)
 	}
@@ -298,6 +301,7 @@ func (s *Session) claim(r HeartbeatReply) (m *miner, restarted bool, err error) 
 	}
 	if m.instance != r.Instance {
 		m.speed, m.measured, m.mute = 0, false, time.Time{}
+		m.belief, m.seen, m.solved = belief{}, 0, false
 	}
 	m.instance, m.session, m.ready = r.Instance, s, false
 	m.heard, m.answered = s.heard, time.Time{}
@@ -312,7 +316,7 @@ func (s *Session) claim(r HeartbeatReply) (m *miner, restarted bool, err error) 
 		row, _ := v.Miner(m.name)
 		m.nextRequest = max(m.nextRequest, row.LastRequestID)
 	})
-	return m, restarted, nil
+	return m, restarted, forged, nil
 }
 
 // newMiner remembers a miner. Request ids are never used twice for one miner: they start from the term's own share of

@@ -410,15 +410,22 @@ func TestStatusSaysWhoIsThere(t *testing.T) {
 		if err := a.s.Receive(t.Context(), report); err != nil {
 			t.Fatal(err)
 		}
+		if a.pump(); r.c.Status().HashRate != 0 {
+			t.Errorf("%v hashes a second are believed before anything is finished", r.c.Status().HashRate)
+		}
+		time.Sleep(time.Millisecond) // 100,000 nonces a second
+		if err := a.no(a.process()); err != nil {
+			t.Fatal(err)
+		}
 		b := r.miner("b", 1)
 		b.s.Close()
 		synctest.Wait()
 		status := r.c.Status()
-		if len(status.Miners) != 2 || status.HashRate != 5e6 ||
+		if len(status.Miners) != 2 || status.HashRate != 2e5 ||
 			status.WebService != r.service.Address() || status.WebServiceError != "" {
 			t.Fatalf("%+v", status)
 		}
-		if m := status.Miners[0]; m.Name != "a" || !m.Connected || m.HashRate != 5e6 ||
+		if m := status.Miners[0]; m.Name != "a" || !m.Connected || m.HashRate != 2e5 ||
 			m.Held != 2 || m.Wanted != 2 || m.Kernel != "test" {
 			t.Errorf("%+v", m)
 		}

@@ -12,7 +12,7 @@ type Status struct {
 	WebService      string // its address
 	WebServiceError string // empty when the last request succeeded; else since when and why
 	Miners          []MinerStatus
-	HashRate        float64 // of all connected miners, as they report it
+	HashRate        float64 // of all connected miners
 }
 
 // MinerStatus is what the leader knows of one miner, connected or within its lease. Miners come by name.
@@ -22,7 +22,8 @@ type MinerStatus struct {
 	Threads         int
 	Kernel          string
 	SoftwareVersion string
-	HashRate        float64 // double SHA-256 a second, as it reports it; 0 when it is not connected
+	HashRate        float64 // double SHA-256 a second, as far as it is believed; 0 when it is not connected
+	Refused         string  // why it is refused work; empty: it is not
 	Speed           float64 // nonces a second, as the leader measures it
 	Held, Wanted    int     // ranges
 	LastHeard       time.Time
@@ -50,8 +51,11 @@ func (c *Coordinator) Status() Status {
 			LastHeard:       m.heard,
 		}
 		if row.Connected {
-			row.HashRate = m.hashRate
-			status.HashRate += m.hashRate
+			row.HashRate = m.rate()
+			status.HashRate += row.HashRate
+		}
+		if refusal := c.refusal(m, m.name); refusal != nil {
+			row.Refused = strings.TrimPrefix(refusal.Error(), ErrMinerRefused.Error()+": ")
 		}
 		status.Miners = append(status.Miners, row)
 	}

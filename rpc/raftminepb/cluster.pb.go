@@ -512,12 +512,13 @@ type MinerStatus struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Connected      bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`                // known to the leader alone
-	HashRate       float64                `protobuf:"fixed64,3,opt,name=hash_rate,json=hashRate,proto3" json:"hash_rate,omitempty"` // double SHA-256 a second; 0 unless connected
+	HashRate       float64                `protobuf:"fixed64,3,opt,name=hash_rate,json=hashRate,proto3" json:"hash_rate,omitempty"` // double SHA-256 a second, as far as the leader believes it; 0 unless connected
 	ChunksFinished uint64                 `protobuf:"varint,4,opt,name=chunks_finished,json=chunksFinished,proto3" json:"chunks_finished,omitempty"`
 	Solutions      uint64                 `protobuf:"varint,5,opt,name=solutions,proto3" json:"solutions,omitempty"`
 	Strikes        uint32                 `protobuf:"varint,6,opt,name=strikes,proto3" json:"strikes,omitempty"` // wrong answers
 	Threads        uint32                 `protobuf:"varint,7,opt,name=threads,proto3" json:"threads,omitempty"`
 	Kernel         string                 `protobuf:"bytes,8,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Refused        string                 `protobuf:"bytes,9,opt,name=refused,proto3" json:"refused,omitempty"` // why it is refused work; empty: it is not
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -604,6 +605,13 @@ func (x *MinerStatus) GetThreads() uint32 {
 func (x *MinerStatus) GetKernel() string {
 	if x != nil {
 		return x.Kernel
+	}
+	return ""
+}
+
+func (x *MinerStatus) GetRefused() string {
+	if x != nil {
+		return x.Refused
 	}
 	return ""
 }
@@ -1856,7 +1864,7 @@ const file_raftmine_v1_cluster_proto_rawDesc = "" +
 	"\x0echunks_granted\x18\v \x01(\x04R\rchunksGranted\x12'\n" +
 	"\x0fchunks_finished\x18\f \x01(\x04R\x0echunksFinished\x12\x14\n" +
 	"\x05phase\x18\r \x01(\tR\x05phase\x12\x14\n" +
-	"\x05round\x18\x0e \x01(\rR\x05round\"\xef\x01\n" +
+	"\x05round\x18\x0e \x01(\rR\x05round\"\x89\x02\n" +
 	"\vMinerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x1b\n" +
@@ -1865,7 +1873,8 @@ const file_raftmine_v1_cluster_proto_rawDesc = "" +
 	"\tsolutions\x18\x05 \x01(\x04R\tsolutions\x12\x18\n" +
 	"\astrikes\x18\x06 \x01(\rR\astrikes\x12\x18\n" +
 	"\athreads\x18\a \x01(\rR\athreads\x12\x16\n" +
-	"\x06kernel\x18\b \x01(\tR\x06kernel\"}\n" +
+	"\x06kernel\x18\b \x01(\tR\x06kernel\x12\x18\n" +
+	"\arefused\x18\t \x01(\tR\arefused\"}\n" +
 	"\x11CoordinatorStatus\x12\x1f\n" +
 	"\vweb_service\x18\x01 \x01(\tR\n" +
 	"webService\x12*\n" +
