@@ -392,3 +392,28 @@ func TestStatusIsOfTheStateAndTheLeadersMemory(t *testing.T) {
 		t.Errorf("coordinator %+v", got.Coordinator)
 	}
 }
+
+func TestStatusSaysWhoIsRefused(t *testing.T) {
+	node := newFakeNode(1)
+	node.open(t)
+	for range fsm.MaxStrikes {
+		node.apply(t, false, fsm.Strike{Miner: "liar", Reason: "lazy"})
+	}
+	server, _ := start(t, node)
+	refused := func() (said []string) {
+		for _, m := range server.Status().Miners {
+			if m.Refused != "" {
+				said = append(said, m.Name+": "+m.Refused)
+			}
+		}
+		return said
+	}
+	node.apply(t, false, fsm.Strike{Miner: "careless", Reason: "wrong"})
+	if got := refused(); len(got) != 1 || got[0] != "liar: 3 strikes" {
+		t.Errorf("a follower says %v", got)
+	}
+	server.Lead(&fakeLeader{status: coordinator.Status{Miners: []coordinator.MinerStatus{{Name: "liar", Refused: "lazy"}}}})
+	if got := refused(); len(got) != 1 || got[0] != "liar: lazy" {
+		t.Errorf("the leader says %v", got)
+	}
+}

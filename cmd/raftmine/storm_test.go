@@ -22,7 +22,7 @@ func TestLeaderKilledAtEachStepOfABlock(t *testing.T) {
 	t.Setenv(asRaftmine, "1") // for the children
 	t.Setenv(failpointVariable, dir)
 	o := &drillOptions{servers: 3, miners: 1, threads: 1, zeros: 5, serverFlags: serverTuning{
-		heartbeat: 200 * time.Millisecond, grace: raftnode.DefaultGrace, nonceFirst: 1, nonceLast: 2_000_000_000, chunk: 20_000}}
+		heartbeat: 200 * time.Millisecond, grace: raftnode.DefaultGrace, nonceFirst: 1, nonceLast: 2_000_000_000, chunk: 2_000}}
 	c, err := newCluster(filepath.Join(dir, "cluster"), &printer{w: io.Discard}, "info")
 	if err != nil {
 		t.Fatal(err)

@@ -97,6 +97,9 @@ func TestLyingMinerIsRefusedAndWhatItFinishedIsSearchedAgain(t *testing.T) {
 				if r.logs.count("msg=\"miner refused\"") != 1 || len(claimed) > 0 && r.logs.count("finished ranges are searched again") != 1 {
 					t.Error("it was not logged once")
 				}
+				if events := r.observer.take(); !slices.ContainsFunc(events, func(e string) bool { return strings.HasPrefix(e, "refused liar: ") }) {
+					t.Errorf("watchers are told %v", events)
+				}
 				if status := r.c.Status().Miners[0]; status.Name != "liar" || !strings.Contains(status.Refused, "strikes") {
 					t.Errorf("status says %+v", status)
 				}
@@ -244,6 +247,37 @@ func TestUnprovenRangesAreOfOneRoundAndFew(t *testing.T) {
 	}
 }
 
+// TestAnswersDeliveredTwiceAreHeldAgainstTheMinerOnce: a bad receipt that comes again says nothing new.
+func TestAnswersDeliveredTwiceAreHeldAgainstTheMinerOnce(t *testing.T) {
+	var after [2]int
+	for times := range 2 {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, long(6))
+			liar := r.miner("liar", 1)
+			for range 400 {
+				p := liar.process()
+				liar.held = liar.held[1:]
+				if err := liar.s.Receive(t.Context(), lazy(p, 0.5)); err != nil {
+					return
+				}
+				liar.pump()
+				after[times]++
+				for range 5 * times {
+					if err := liar.s.Receive(t.Context(), lazy(p, 0.5)); err != nil {
+						t.Fatalf("after %d ranges: %v", after[times], err)
+					}
+					if liar.pump(); liar.lastAck().Result != Duplicate {
+						t.Fatalf("%+v", liar.lastAck())
+					}
+				}
+			}
+		})
+	}
+	if after[0] != after[1] || after[0] == 400 {
+		t.Errorf("refused after %d ranges, and after %d when each comes again", after[0], after[1])
+	}
+}
+
 // TestRefusalThatIsNotCommittedIsDecidedAgain: nothing is half done.
 func TestRefusalThatIsNotCommittedIsDecidedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -358,8 +392,8 @@ func TestStrikesUnderAnothersNameDoNotRefuseIt(t *testing.T) {
 					forger.pump()
 				}
 				forger.s.Close()
-				if got := r.cl.miner("a").Strikes; got != uint32(wrong) {
-					t.Fatalf("%d strikes, want %d", got, wrong)
+				if m := r.cl.miner("a"); m.Strikes != uint32(wrong) || m.Chunks != 1 {
+					t.Fatalf("%d strikes, want %d; %d chunks finished, want the one of the process before", m.Strikes, wrong, m.Chunks)
 				}
 				another := &testMiner{r: r, name: "a", instance: fsm.ID{67}}
 				if err := another.connect(1); (err != nil) != (wrong == fsm.MaxStrikes) {

@@ -87,6 +87,7 @@ func (c *Coordinator) jobOver(id uint64, why InterruptReason) {
 	}
 	c.job = nil
 	for _, m := range c.miners {
+		m.belief.unproven = nil // what is finished stays so
 		if len(m.held) > 0 {
 			m.held = nil
 			c.send(m.session, Interrupt{JobID: id, Reason: why})
