@@ -24,6 +24,7 @@ func (s *Session) count(m *miner, ack Acknowledgement, why string, out bool) err
 	c := s.c
 	why = fsm.Line(why)
 	c.mu.Lock()
+	instance := m.instance // by the time of the commit another process may have the name
 	strikes := c.strikes(m.name) + 1
 	commands := []fsm.Command{fsm.Strike{Miner: m.name, Reason: why}}
 	for ; out && strikes < fsm.MaxStrikes; strikes++ {
@@ -48,7 +49,7 @@ func (s *Session) count(m *miner, ack Acknowledgement, why string, out bool) err
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.log.Warn("wrong answer", "miner", m.name, "grant_id", ack.GrantID, "reason", why, "strikes", strikes)
-	m.struck = m.instance
+	m.struck = instance
 	c.send(s, ack)
 	if !out {
 		// A miner that was told forgets the range with its answer.
