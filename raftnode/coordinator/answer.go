@@ -43,7 +43,7 @@ func (s *Session) answerNo(m *miner, a AnswerNo) error {
 		return s.strike(m, ack, why)
 	}
 	if head && m.belief.wouldLie(a.Nonces.Len(), excess) {
-		why := m.belief.verdict(a.Nonces.Len(), excess)
+		why := m.belief.disbelief(a.Nonces.Len(), excess)
 		c.mu.Unlock()
 		return s.disbelieve(m, ack, why)
 	}

@@ -74,17 +74,17 @@ func (u *unproven) add(nonces pow.Range) {
 	u.ranges = append(u.ranges, nonces)
 }
 
-// takeBack returns the command that makes what is unproven pending again; false: there is nothing.
-func (b *belief) takeBack(name, why string) (fsm.Revoke, bool) {
+// takeBack returns the command that makes what is unproven of the job's round pending again; false: there is nothing.
+func (b *belief) takeBack(job fsm.Job, name, why string) (fsm.Revoke, bool) {
 	u := b.unproven
-	if u == nil {
+	if u == nil || u.jobID != job.ID || u.round != job.Round {
 		return fsm.Revoke{}, false
 	}
 	return fsm.Revoke{JobID: u.jobID, Round: u.round, Miner: name, Ranges: slices.Clone(u.ranges), Reason: fsm.Line(why)}, true
 }
 
-// verdict says why a miner with one more such range is not believed.
-func (b *belief) verdict(nonces uint64, excess float64) string {
+// disbelief says why a miner with one more such range is not believed.
+func (b *belief) disbelief(nonces uint64, excess float64) string {
 	all := b.receipts
 	all.Add(nonces, excess)
 	share, low, high := all.Share()

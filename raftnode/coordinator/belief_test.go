@@ -237,8 +237,12 @@ func TestUnprovenRangesAreOfOneRoundAndFew(t *testing.T) {
 	if got := b.unproven.ranges; len(got) != maxUnproven || got[maxUnproven-1].First != 1e6+200*(3*maxUnproven-1) {
 		t.Errorf("%d ranges are kept, the last one %v", len(got), got[len(got)-1])
 	}
-	b.finished(fsm.Job{ID: 1, Round: 1}, pow.Range{First: 1, Last: 100}, 1.1)
-	revoke, ok := b.takeBack("a", "why")
+	next := fsm.Job{ID: 1, Round: 1}
+	if revoke, ok := b.takeBack(next, "a", "why"); ok {
+		t.Errorf("in the next round %+v of the one before is taken back", revoke)
+	}
+	b.finished(next, pow.Range{First: 1, Last: 100}, 1.1)
+	revoke, ok := b.takeBack(next, "a", "why")
 	if !ok || revoke.JobID != 1 || revoke.Round != 1 || !slices.Equal(revoke.Ranges, []pow.Range{{First: 1, Last: 100}}) {
 		t.Errorf("in the next round %+v is taken back", revoke)
 	}

@@ -34,7 +34,9 @@ func (s *Session) count(m *miner, ack Acknowledgement, why string, out bool) err
 	revoked := 0
 	if out {
 		commands = append(commands, fsm.Release{Miner: m.name, Reason: fsm.ReleaseRefused})
-		if revoke, ok := m.belief.takeBack(m.name, why); ok {
+		var job fsm.Job
+		c.view(func(v fsm.View) { job, _ = v.Job() })
+		if revoke, ok := m.belief.takeBack(job, m.name, why); ok {
 			commands = append(commands, revoke)
 			revoked = len(revoke.Ranges)
 		}
