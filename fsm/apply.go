@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // ErrOutOfOrder is returned for an entry that does not follow the last one that was applied.
@@ -17,26 +18,35 @@ func (s *State) Apply(index, term uint64, data []byte) (Result, error) {
 	if err := s.follows(index, term); err != nil {
 		return Result{}, err
 	}
-	entry, err := DecodeEntry(data)
+	entry, err := s.decoder.Decode(data)
 	if err != nil {
 		return Result{}, fmt.Errorf("apply entry %d: %w", index, err)
 	}
-	return s.ApplyEntry(index, term, data, entry)
+	return s.applyEntry(index, term, data, entry, nil), nil
 }
 
 // ApplyEntry is Apply for a caller that needs the entry itself and has decoded it: entry must be what DecodeEntry returns
-// for data, so that an audit of many records decodes each of them once.
+// for data, so that an audit of many records decodes each of them once. The outcomes are valid until the next call.
 func (s *State) ApplyEntry(index, term uint64, data []byte, entry Entry) (Result, error) {
 	if err := s.follows(index, term); err != nil {
 		return Result{}, err
 	}
+	result := s.applyEntry(index, term, data, entry, s.outcomes[:0])
+	if s.outcomes = result.Outcomes; cap(s.outcomes) > maxKept {
+		s.outcomes = nil
+	}
+	return result, nil
+}
+
+// applyEntry appends the outcomes to those that it is given.
+func (s *State) applyEntry(index, term uint64, data []byte, entry Entry, outcomes []Outcome) Result {
 	s.head = s.head.Next(index, term, data)
 	step := step{State: s, index: index, term: term, unixMilli: entry.UnixMilli}
-	outcomes := make([]Outcome, len(entry.Commands))
-	for i, command := range entry.Commands {
-		outcomes[i] = step.apply(command)
+	outcomes = slices.Grow(outcomes, len(entry.Commands))
+	for _, command := range entry.Commands {
+		outcomes = append(outcomes, step.apply(command))
 	}
-	return Result{Outcomes: outcomes, Events: step.events}, nil
+	return Result{Outcomes: outcomes, Events: step.events}
 }
 
 // follows reports an entry that cannot come after the last one.
@@ -50,15 +60,19 @@ func (s *State) follows(index, term uint64) error {
 
 // Next returns the head after one more entry. Who holds the entries, and not the state, can follow the history with it.
 func (h Head) Next(index, term uint64, data []byte) Head {
-	var numbers [24]byte
-	binary.BigEndian.PutUint64(numbers[0:], index)
-	binary.BigEndian.PutUint64(numbers[8:], term)
-	binary.BigEndian.PutUint64(numbers[16:], uint64(len(data)))
-	chain := sha256.New()
-	chain.Write(h.Hash[:])
-	chain.Write(numbers[:])
-	chain.Write(data)
+	var short [512]byte // most entries fit
+	chained := append(short[:0], h.Hash[:]...)
+	chained = binary.BigEndian.AppendUint64(chained, index)
+	chained = binary.BigEndian.AppendUint64(chained, term)
+	chained = binary.BigEndian.AppendUint64(chained, uint64(len(data)))
 	next := Head{Records: h.Records + 1, Index: index, Term: term}
+	if len(chained)+len(data) <= len(short) {
+		next.Hash = sha256.Sum256(append(chained, data...))
+		return next
+	}
+	chain := sha256.New()
+	chain.Write(chained)
+	chain.Write(data)
 	chain.Sum(next.Hash[:0])
 	return next
 }

@@ -39,7 +39,8 @@ func (s *step) grantWork(c GrantWork) Outcome {
 	if outcome, ok := s.jobOpen(c.JobID); !ok {
 		return outcome
 	}
-	if row := s.miner(c.Miner); row != nil {
+	row := s.miner(c.Miner)
+	if row != nil {
 		if row.Strikes >= MaxStrikes {
 			return refused("miner %s has %d strikes", c.Miner, row.Strikes)
 		}
@@ -68,7 +69,9 @@ func (s *step) grantWork(c GrantWork) Outcome {
 		Index:    s.index,
 	}
 	s.work.hold(grant, run)
-	row := s.minerRow(c.Miner)
+	if row == nil {
+		row = s.minerRow(c.Miner)
+	}
 	row.LastRequestID, row.LastGrantID = c.RequestID, grant.ID
 	return Outcome{Code: Done, Grant: *grant}
 }
@@ -189,6 +192,7 @@ func (s *step) release(c Release) Outcome {
 		addTo(&s.forgotten.Solutions, row.Solutions)
 		addTo32(&s.forgotten.Strikes, row.Strikes)
 		s.miners = slices.Delete(s.miners, at, at+1)
+		delete(s.byName, row.Name)
 		changed = true
 	}
 	switch {

@@ -205,7 +205,13 @@ func (s *State) checkGrants() error {
 }
 
 func (s *State) checkMiners() error {
+	if len(s.byName) != len(s.miners) {
+		return fmt.Errorf("%d miners, and %d names of them", len(s.miners), len(s.byName))
+	}
 	for i, m := range s.miners {
+		if s.byName[m.Name] != m {
+			return fmt.Errorf("%s is another miner by its name", m.Name)
+		}
 		if err := CheckMinerName(m.Name); err != nil {
 			return err
 		}

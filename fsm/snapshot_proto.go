@@ -282,6 +282,7 @@ func (l *loader) loadMiner(m *fsmpb.MinerRow) error {
 		return fmt.Errorf("%q follows %q", row.Name, l.state.miners[n-1].Name)
 	}
 	l.state.miners = append(l.state.miners, &row)
+	l.state.byName[row.Name] = &row
 	return nil
 }
 

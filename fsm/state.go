@@ -171,13 +171,18 @@ type State struct {
 	work        work // its partition
 	lastGrantID uint64
 
-	miners    []*Miner // by name
+	miners    []*Miner          // by name
+	byName    map[string]*Miner // the same
 	forgotten Miner
 
 	blocks     []Block  // append-only, so that snapshots may share it
 	blockChain pow.Hash // over blocks, see chainBlock
 	accepted   []int    // positions in blocks of those with VerdictSuccess; append-only
+
+	// No part of the state:
+	decoder  Decoder   // of Apply
+	outcomes []Outcome // of ApplyEntry
 }
 
 // New returns the state before the first entry.
-func New() *State { return &State{} }
+func New() *State { return &State{byName: make(map[string]*Miner)} }

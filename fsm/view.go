@@ -153,20 +153,18 @@ func (s *State) findMiner(name string) (int, bool) {
 }
 
 // miner returns the row of a miner, nil when there is none.
-func (s *State) miner(name string) *Miner {
-	if at, found := s.findMiner(name); found {
-		return s.miners[at]
-	}
-	return nil
-}
+func (s *State) miner(name string) *Miner { return s.byName[name] }
 
 // minerRow returns the row of a miner, and makes it when there is none.
 func (s *State) minerRow(name string) *Miner {
-	at, found := s.findMiner(name)
-	if !found {
-		s.miners = slices.Insert(s.miners, at, &Miner{Name: name})
+	row := s.byName[name]
+	if row == nil {
+		row = &Miner{Name: name}
+		at, _ := s.findMiner(name)
+		s.miners = slices.Insert(s.miners, at, row)
+		s.byName[name] = row
 	}
-	return s.miners[at]
+	return row
 }
 
 // settled returns the block of a job, nil when that job has none. Blocks are in the order of their jobs.

@@ -33,8 +33,9 @@ func (a *auditor) command(entry fsm.Entry, command fsm.Command, outcome fsm.Outc
 	case fsm.Strike:
 		a.report.Strikes++
 		a.cell().Faults++
-		a.miner(c.Miner).Strikes++
-		a.strikes[c.Miner]++
+		row := a.miner(c.Miner)
+		row.Strikes++
+		row.strikes++
 		a.visit(Struck{Miner: c.Miner, Reason: c.Reason, At: a.at})
 	case fsm.OpenJob:
 		if done {
@@ -76,11 +77,24 @@ func (a *auditor) command(entry fsm.Entry, command fsm.Command, outcome fsm.Outc
 	}
 }
 
-func (a *auditor) miner(name string) *Miner {
+func (a *auditor) miner(name string) *minerRow {
 	row := a.miners[name]
 	if row == nil {
-		row = &Miner{Name: name}
+		row = &minerRow{Miner: Miner{Name: name}}
 		a.miners[name] = row
+	}
+	return row
+}
+
+// working returns the row of a miner that works for the current job.
+func (a *auditor) working(name string) *minerRow {
+	row := a.miner(name)
+	if row.job != a.report.Jobs {
+		row.job = a.report.Jobs
+		row.share = &Share{Miner: name}
+		row.number = a.part.number(name)
+		row.grants = row.grants[:0]
+		a.job.shares = append(a.job.shares, row.share)
 	}
 	return row
 }
@@ -122,7 +136,7 @@ func (a *auditor) openJob(c fsm.OpenJob, id uint64) {
 		a.wrong(KindJob, "job %d is for height %d, and height %d is accepted", id, c.Height, a.accepted)
 	}
 	a.job = &Job{ID: id, Height: c.Height, Previous: c.Previous, Bits: c.Bits, Nonces: c.Nonces, ChunkSize: c.ChunkSize,
-		Timestamp: c.Timestamp, Opened: a.at, shareRows: make(map[string]*Share)}
+		Timestamp: c.Timestamp, Opened: a.at}
 	for i := range a.job.Regrants {
 		a.job.Regrants[i].Reason = reason(i + 1).String()
 	}
@@ -132,8 +146,7 @@ func (a *auditor) openJob(c fsm.OpenJob, id uint64) {
 	a.part = newPartition(c.Nonces, c.ChunkSize)
 	a.job.Chunks = a.part.chunks[untouched]
 	a.lost, a.jobMoved = false, true
-	clear(a.grants)
-	clear(a.byMiner)
+	clear(a.grants) // the miners' rows find out for themselves
 }
 
 // open reports whether the job with that id is being searched.
@@ -145,7 +158,7 @@ func (a *auditor) grantWork(c fsm.GrantWork, outcome fsm.Outcome) {
 	grant := outcome.Grant
 	switch outcome.Code {
 	case fsm.Duplicate:
-		if own := a.grants[grant.ID]; own == nil || own.miner != c.Miner || own.left != grant.Nonces {
+		if own := a.grants[grant.ID]; own == nil || own.miner.Name != c.Miner || own.left != grant.Nonces {
 			a.wrong(KindPartition, "miner %s is given grant %d of %s again, which it does not hold", c.Miner, grant.ID,
 				grant.Nonces)
 		}
@@ -158,8 +171,9 @@ func (a *auditor) grantWork(c fsm.GrantWork, outcome fsm.Outcome) {
 		a.wrong(KindJob, "a grant of job %d, which is not open", c.JobID)
 		return
 	}
-	if a.strikes[c.Miner] >= fsm.MaxStrikes {
-		a.wrong(KindJob, "miner %s has %d strikes and is granted %s", c.Miner, a.strikes[c.Miner], grant.Nonces)
+	row := a.working(c.Miner)
+	if row.strikes >= fsm.MaxStrikes {
+		a.wrong(KindJob, "miner %s has %d strikes and is granted %s", c.Miner, row.strikes, grant.Nonces)
 	}
 	if grant.ID != a.lastGrant+1 || grant.Miner != c.Miner {
 		a.wrong(KindPartition, "grant %d of miner %s answers miner %s and follows grant %d", grant.ID, grant.Miner, c.Miner,
@@ -173,20 +187,20 @@ func (a *auditor) grantWork(c fsm.GrantWork, outcome fsm.Outcome) {
 	if n := a.part.count(grant.Nonces); n > c.Chunks {
 		a.wrong(KindPartition, "grant %d has %d chunks, and %d were asked for", grant.ID, n, c.Chunks)
 	}
-	pending := func(s stretch) bool { return s.owner == untouched || s.owner == returned }
-	if nonces, s, ok := a.part.all(grant.Nonces, pending); !ok {
-		a.wrong(KindPartition, "grant %d: %s is granted to miner %s and is %s", grant.ID, nonces, c.Miner, a.part.describe(s))
-	}
 	for _, s := range a.part.in(grant.Nonces) {
-		if s.owner == returned {
-			a.regrant(s, clip(s.nonces, grant.Nonces), c.Miner)
+		switch nonces := clip(s.nonces, grant.Nonces); s.owner {
+		case untouched:
+		case returned:
+			a.regrant(s, nonces, c.Miner)
+		default:
+			a.wrong(KindPartition, "grant %d: %s is granted to miner %s and is %s", grant.ID, nonces, c.Miner,
+				a.part.describe(s))
 		}
 	}
-	a.part.set(grant.Nonces, stretch{owner: granted, grant: grant.ID, miner: a.part.number(c.Miner)})
-	a.grants[grant.ID] = &held{id: grant.ID, miner: c.Miner, all: grant.Nonces, left: grant.Nonces, granted: a.at}
-	a.byMiner[c.Miner] = append(a.byMiner[c.Miner], grant.ID)
-	if share := a.job.share(c.Miner); share.FirstUnixMilli == 0 {
-		share.FirstUnixMilli = a.at.UnixMilli
+	a.part.set(grant.Nonces, stretch{owner: granted, grant: grant.ID, miner: row.number})
+	a.hold(held{id: grant.ID, miner: row, all: grant.Nonces, left: grant.Nonces, granted: a.at})
+	if row.share.FirstUnixMilli == 0 {
+		row.share.FirstUnixMilli = a.at.UnixMilli
 	}
 }
 
@@ -216,7 +230,7 @@ func (a *auditor) holds(job, grant, timestamp uint64, miner string) *held {
 	if !a.open(job) || timestamp != a.work.Timestamp {
 		return nil
 	}
-	if own := a.grants[grant]; own != nil && own.miner == miner {
+	if own := a.grants[grant]; own != nil && own.miner.Name == miner {
 		return own
 	}
 	return nil
@@ -243,36 +257,50 @@ func (a *auditor) finish(c fsm.Finish, done bool) {
 	case !done:
 		return
 	}
-	a.part.set(c.Nonces, stretch{owner: finished})
-	if c.Nonces.Last == own.left.Last {
-		a.drop(own)
-	} else {
-		own.left.First = c.Nonces.Last + 1
-	}
 	n := c.Nonces.Len()
 	a.report.Ranges++
 	a.report.Nonces += n
 	a.job.Ranges++
 	a.job.Hashes += n
-	share := a.job.share(c.Miner)
+	a.part.set(c.Nonces, stretch{owner: finished})
+	row, grantedAt := own.miner, own.granted
+	if c.Nonces.Last == own.left.Last {
+		a.drop(own)
+	} else {
+		own.left.First = c.Nonces.Last + 1
+	}
+	share := row.share
 	share.Ranges++
 	share.Nonces += n
 	share.LastUnixMilli = a.at.UnixMilli
 	excess := pow.Excess(n, a.work.Bits, digest)
-	a.miner(c.Miner).Receipts.Add(n, excess, a.at)
+	row.Receipts.Add(n, excess, a.at)
 	if a.o.Searched != nil && a.err == nil {
 		a.err = a.o.Searched(Searched{JobID: c.JobID, Round: a.job.Rounds, GrantID: c.GrantID, Miner: c.Miner, Work: a.work,
-			Nonces: c.Nonces, Receipt: c.Receipt, Digest: digest, Excess: excess, Granted: own.granted, Finished: a.at})
+			Nonces: c.Nonces, Receipt: c.Receipt, Digest: digest, Excess: excess, Granted: grantedAt, Finished: a.at})
 	}
+}
+
+// hold remembers a grant.
+func (a *auditor) hold(grant held) {
+	var own *held
+	if n := len(a.spare); n > 0 {
+		own, a.spare = a.spare[n-1], a.spare[:n-1]
+	} else {
+		own = new(held)
+	}
+	*own = grant
+	a.grants[grant.id] = own
+	grant.miner.grants = append(grant.miner.grants, own)
 }
 
 // drop forgets a grant of which nothing is left.
 func (a *auditor) drop(own *held) {
 	delete(a.grants, own.id)
-	ids := a.byMiner[own.miner]
-	if at := slices.Index(ids, own.id); at >= 0 {
-		a.byMiner[own.miner] = slices.Delete(ids, at, at+1)
+	if at := slices.Index(own.miner.grants, own); at >= 0 {
+		own.miner.grants = slices.Delete(own.miner.grants, at, at+1)
 	}
+	a.spare = append(a.spare, own)
 }
 
 func (a *auditor) solve(c fsm.Solve, done bool) {
@@ -296,10 +324,10 @@ func (a *auditor) solve(c fsm.Solve, done bool) {
 	job.Solution = &Solution{Miner: c.Miner, Nonce: c.Nonce, Hash: hash, GrantID: c.GrantID, Nonces: own.all, Left: own.left,
 		Granted: own.granted, At: a.at}
 	job.Hashes += c.Nonce - own.left.First + 1
-	share := job.share(c.Miner)
+	share := own.miner.share
 	share.Nonces += c.Nonce - own.left.First + 1
 	share.LastUnixMilli = a.at.UnixMilli
-	a.miner(c.Miner).Solutions++
+	own.miner.Solutions++
 	job.Below, job.Searched = a.part.below(c.Nonce), a.part.below(0)
 	if job.Below.Gaps > 0 {
 		a.wrong(KindPartition, "%d chunks below the solution %d of job %d were never granted", job.Below.Gaps, c.Nonce, job.ID)
@@ -308,16 +336,16 @@ func (a *auditor) solve(c fsm.Solve, done bool) {
 }
 
 func (a *auditor) release(c fsm.Release) {
-	if a.job != nil && a.phase == fsm.PhaseOpen {
+	row := a.miner(c.Miner)
+	if a.job != nil && a.phase == fsm.PhaseOpen && row.job == a.report.Jobs {
 		back := 0
-		for _, id := range slices.Clone(a.byMiner[c.Miner]) {
-			if len(c.GrantIDs) > 0 && !c.Forget && !slices.Contains(c.GrantIDs, id) {
+		for _, own := range slices.Clone(row.grants) {
+			if len(c.GrantIDs) > 0 && !c.Forget && !slices.Contains(c.GrantIDs, own.id) {
 				continue
 			}
-			own := a.grants[id]
-			a.part.set(own.left, stretch{owner: returned, miner: a.part.number(c.Miner), why: reason(c.Reason)})
+			a.part.set(own.left, stretch{owner: returned, miner: row.number, why: reason(c.Reason)})
 			a.drop(own)
-			a.job.share(c.Miner).GrantsTakenBack++
+			row.share.GrantsTakenBack++
 			back++
 		}
 		if back > 0 && c.Reason != fsm.ReleaseLeft {
@@ -325,7 +353,7 @@ func (a *auditor) release(c fsm.Release) {
 		}
 	}
 	if c.Forget {
-		delete(a.strikes, c.Miner)
+		row.strikes = 0
 	}
 }
 
@@ -334,6 +362,7 @@ func (a *auditor) revoke(c fsm.Revoke) {
 		a.wrong(KindJob, "chunks of job %d, round %d, are revoked, which is over", c.JobID, c.Round)
 		return
 	}
+	row := a.working(c.Miner)
 	chunks := uint64(0)
 	for _, nonces := range c.Ranges {
 		if err := a.part.whole(nonces); err != nil {
@@ -343,12 +372,12 @@ func (a *auditor) revoke(c fsm.Revoke) {
 		if at, s, ok := a.part.all(nonces, func(s stretch) bool { return s.owner == finished }); !ok {
 			a.wrong(KindPartition, "%s is revoked and is %s", at, a.part.describe(s))
 		}
-		a.part.set(nonces, stretch{owner: returned, miner: a.part.number(c.Miner), why: revoked})
+		a.part.set(nonces, stretch{owner: returned, miner: row.number, why: revoked})
 		chunks += a.part.count(nonces)
 	}
 	a.report.Revoked += chunks
 	a.job.Revoked += chunks
-	a.miner(c.Miner).Receipts.revoke(chunks)
+	row.Receipts.revoke(chunks)
 	a.cell().Faults++
 	a.visit(Revoked{JobID: c.JobID, Miner: c.Miner, Ranges: c.Ranges, Chunks: chunks, Reason: c.Reason, At: a.at})
 }

@@ -87,7 +87,7 @@ func Export(w io.Writer, records Records) (Head, error) {
 	if err := encoder.Encode(exportHeader{exportFormat, ExportVersion}); err != nil {
 		return Head{}, fmt.Errorf("export: %w", err)
 	}
-	state, t, d := fsm.New(), tree{}, decoder{}
+	state, t, d := fsm.New(), tree{}, fsm.Decoder{}
 	for record, err := range records {
 		if err != nil {
 			return Head{}, fmt.Errorf("export: %w", err)

@@ -53,24 +53,18 @@ type partition struct {
 	stretches []stretch
 	chunks    [finished + 1]uint64 // by owner
 	names     []string             // of miners; 0 is nobody
-	numbers   map[string]uint32    // their places in names
 }
 
 func newPartition(nonces pow.Range, chunk uint64) partition {
-	p := partition{nonces: nonces, chunk: chunk, names: []string{""}, numbers: make(map[string]uint32)}
+	p := partition{nonces: nonces, chunk: chunk, names: []string{""}}
 	p.restart()
 	return p
 }
 
-// number returns the place of a miner in names.
+// number makes a place for a miner in names.
 func (p *partition) number(miner string) uint32 {
-	n, found := p.numbers[miner]
-	if !found {
-		n = uint32(len(p.names))
-		p.names = append(p.names, miner)
-		p.numbers[miner] = n
-	}
-	return n
+	p.names = append(p.names, miner)
+	return uint32(len(p.names) - 1)
 }
 
 // restart begins a new round.

@@ -54,7 +54,7 @@ func Replay(records Records, o Options) (*Report, error) {
 // StateAt returns the state as of the last record up to index, which the chain vouches for.
 func StateAt(records Records, index uint64) (*fsm.State, error) {
 	state := fsm.New()
-	var d decoder
+	var d fsm.Decoder
 	for record, err := range records {
 		if err != nil {
 			return nil, err
@@ -75,16 +75,16 @@ func StateAt(records Records, index uint64) (*fsm.State, error) {
 	return state, nil
 }
 
-// applied is a record with what it came to.
+// applied is a record with what it came to. The commands are valid until the next one.
 type applied struct {
 	entry  fsm.Entry
 	result fsm.Result
 }
 
 // apply applies one record and compares the chain. After an error the state is of no use.
-func apply(state *fsm.State, d *decoder, r Record) (a applied, kind Kind, err error) {
+func apply(state *fsm.State, d *fsm.Decoder, r Record) (a applied, kind Kind, err error) {
 	before := state.Head()
-	if a.entry, err = d.decode(r.Data); err == nil {
+	if a.entry, err = d.Decode(r.Data); err == nil {
 		a.result, err = state.ApplyEntry(r.Index, r.Term, r.Data, a.entry)
 	}
 	after := state.Head()
@@ -105,7 +105,7 @@ type auditor struct {
 	err    error // of a visitor; the replay ends
 
 	state   *fsm.State
-	decoder decoder
+	decoder fsm.Decoder
 	tree    tree
 	known   []Head // not reached yet, by Records
 	at      Place  // of the current command
@@ -122,33 +122,42 @@ type auditor struct {
 	part      partition
 	lost      bool // the account and the state have parted; until the next job they are not compared again
 	grants    map[uint64]*held
-	byMiner   map[string][]uint64
+	spare     []*held // to be used again
 	lastGrant uint64
 	accepted  uint64 // height
 	jobMoved  bool   // in the current record
 
-	miners  map[string]*Miner
-	strikes map[string]uint64 // as the state counts them: forgotten with the miner
+	miners map[string]*minerRow
 }
 
 // held is a grant that is not finished.
 type held struct {
 	id        uint64
-	miner     string
+	miner     *minerRow
 	all, left pow.Range
 	granted   Place
 }
 
+// minerRow is what is known of a miner. Rows stay, also when the state forgot the miner.
+type minerRow struct {
+	Miner
+	strikes uint64 // as the state counts them: forgotten with the miner
+
+	// Of the last job that the miner worked for, counted from 1; see auditor.working.
+	job    uint64
+	share  *Share
+	number uint32 // in the partition
+	grants []*held
+}
+
 func newAuditor(o Options) *auditor {
 	a := &auditor{
-		o:       o,
-		report:  &Report{},
-		state:   fsm.New(),
-		known:   append([]Head(nil), o.Known...),
-		grants:  make(map[uint64]*held),
-		byMiner: make(map[string][]uint64),
-		miners:  make(map[string]*Miner),
-		strikes: make(map[string]uint64),
+		o:      o,
+		report: &Report{},
+		state:  fsm.New(),
+		known:  append([]Head(nil), o.Known...),
+		grants: make(map[uint64]*held),
+		miners: make(map[string]*minerRow),
 	}
 	slices.SortFunc(a.known, func(x, y Head) int { return cmp.Compare(x.Records, y.Records) })
 	for i := range a.report.Regrants {
@@ -285,7 +294,7 @@ func (a *auditor) compare() {
 	held := 0
 	for grant := range a.state.Grants() {
 		held++
-		if own := a.grants[grant.ID]; own == nil || own.miner != grant.Miner || own.left != grant.Nonces {
+		if own := a.grants[grant.ID]; own == nil || own.miner.Name != grant.Miner || own.left != grant.Nonces {
 			a.lost = true
 			a.wrong(KindPartition, "the state has %s granted to miner %s as grant %d, the audit has not", grant.Nonces,
 				grant.Miner, grant.ID)

@@ -141,15 +141,15 @@ type Job struct {
 	Settled     Place
 	Closed      Place
 
-	Chunks    uint64   // in a round
-	Below     Coverage // of the chunks below the solution's, at that moment
-	Searched  Coverage // of all chunks of the last round, when the job was solved or closed
-	Ranges    uint64   // finished, over all rounds
-	Hashes    uint64   // nonces of them, and the solution's range up to its nonce
-	Regrants  [revoked]Regrant
-	Revoked   uint64 // chunks
-	Shares    []Share
-	shareRows map[string]*Share
+	Chunks   uint64   // in a round
+	Below    Coverage // of the chunks below the solution's, at that moment
+	Searched Coverage // of all chunks of the last round, when the job was solved or closed
+	Ranges   uint64   // finished, over all rounds
+	Hashes   uint64   // nonces of them, and the solution's range up to its nonce
+	Regrants [revoked]Regrant
+	Revoked  uint64  // chunks
+	Shares   []Share // by miner
+	shares   []*Share
 }
 
 // Solution is where and by whom a job was solved.
@@ -184,19 +184,10 @@ func (j *Job) End() uint64 {
 	return j.Closed.UnixMilli
 }
 
-func (j *Job) share(miner string) *Share {
-	row := j.shareRows[miner]
-	if row == nil {
-		row = &Share{Miner: miner}
-		j.shareRows[miner] = row
-	}
-	return row
-}
-
 // told fills Shares.
 func (j *Job) told() *Job {
 	j.Shares = j.Shares[:0]
-	for _, row := range j.shareRows {
+	for _, row := range j.shares {
 		j.Shares = append(j.Shares, *row)
 	}
 	slices.SortFunc(j.Shares, func(a, b Share) int { return cmp.Compare(a.Miner, b.Miner) })
@@ -282,10 +273,10 @@ type Searched struct {
 }
 
 // sortedMiners returns the rows by name.
-func sortedMiners(rows map[string]*Miner) []Miner {
+func sortedMiners(rows map[string]*minerRow) []Miner {
 	miners := make([]Miner, 0, len(rows))
 	for _, name := range slices.Sorted(maps.Keys(rows)) {
-		miners = append(miners, *rows[name])
+		miners = append(miners, rows[name].Miner)
 	}
 	return miners
 }

@@ -1,30 +1,37 @@
-package audit
+package fsm
 
 import (
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"raftmine/fsm"
 	"raftmine/fsm/pow"
 )
 
-// decoder decodes entries. Nearly all records of a long history hold nothing but GrantWork and Finish: those it reads
-// itself, without reflection and with each name kept once. It gives up at whatever is not in the plainest form, and then
-// fsm.DecodeEntry decides: what is refused, and why, is that function's alone.
-type decoder struct{ miners, versions names }
+// Decoder decodes entries, one after the other. Nearly all of a long history is GrantWork and Finish: entries that hold
+// nothing else it reads itself, without reflection and with each name kept once. It gives up at whatever is not in the
+// plainest form, and then DecodeEntry decides: what is refused, and why, is that function's alone. The zero value is
+// ready. A Decoder is not safe for concurrent use.
+type Decoder struct {
+	miners, versions names
+	commands         []Command // of the last entry
+}
 
-// maxNames bounds the memory that names take.
-const maxNames = 1 << 16
+// maxNames bounds the memory that names take, and maxKept that of commands.
+const (
+	maxNames = 1 << 16
+	maxKept  = 1 << 10
+)
 
-func (d *decoder) decode(data []byte) (fsm.Entry, error) {
+// Decode is DecodeEntry. The entry's Commands are valid until the next call.
+func (d *Decoder) Decode(data []byte) (Entry, error) {
 	if entry, ok := d.plain(data); ok {
 		return entry, nil
 	}
-	return fsm.DecodeEntry(data)
+	return DecodeEntry(data)
 }
 
-// Field numbers of raftmine.fsm.v1.
+// Field numbers of raftmine.v1.
 const (
 	fieldLeader, fieldUnixMilli, fieldVersion, fieldCommand = 1, 2, 3, 4
 
@@ -32,15 +39,14 @@ const (
 )
 
 // plain decodes an entry whose messages hold each field at most once, and no commands but GrantWork and Finish.
-func (d *decoder) plain(data []byte) (entry fsm.Entry, ok bool) {
-	if len(data) < 2 || len(data) > fsm.MaxEntrySize || data[0] != fsm.EntryVersion {
+func (d *Decoder) plain(data []byte) (entry Entry, ok bool) {
+	if len(data) < 2 || len(data) > MaxEntrySize || data[0] != EntryVersion {
 		return entry, false
 	}
-	commands := countCommands(data[1:])
-	if commands == 0 || commands > fsm.MaxCommands {
-		return entry, false
+	if cap(d.commands) > maxKept {
+		d.commands = nil
 	}
-	entry.Commands = make([]fsm.Command, 0, commands)
+	d.commands = d.commands[:0]
 	in := fields{rest: data[1:]}
 	for in.next() {
 		switch in.number {
@@ -52,33 +58,19 @@ func (d *decoder) plain(data []byte) (entry fsm.Entry, ok bool) {
 			entry.Version = d.versions.get(in.bytes(fieldVersion), &in, validVersion)
 		case fieldCommand:
 			command, ok := d.command(in.repeated())
-			if !ok {
+			if !ok || len(d.commands) == MaxCommands {
 				return entry, false
 			}
-			entry.Commands = append(entry.Commands, command)
+			d.commands = append(d.commands, command)
 		default:
 			return entry, false
 		}
 	}
-	return entry, !in.odd
+	entry.Commands = d.commands
+	return entry, !in.odd && len(d.commands) > 0
 }
 
-// countCommands returns 0 for what is not worth a closer look.
-func countCommands(data []byte) (commands int) {
-	for len(data) > 0 {
-		number, _, n := protowire.ConsumeField(data)
-		if n < 0 {
-			return 0
-		}
-		if number == fieldCommand {
-			commands++
-		}
-		data = data[n:]
-	}
-	return commands
-}
-
-func (d *decoder) command(data []byte) (fsm.Command, bool) {
+func (d *Decoder) command(data []byte) (Command, bool) {
 	in := fields{rest: data}
 	if !in.next() {
 		return nil, false
@@ -97,8 +89,8 @@ func (d *decoder) command(data []byte) (fsm.Command, bool) {
 	return nil, false
 }
 
-func (d *decoder) grantWork(data []byte) (fsm.Command, bool) {
-	var c fsm.GrantWork
+func (d *Decoder) grantWork(data []byte) (Command, bool) {
+	var c GrantWork
 	in := fields{rest: data}
 	for in.next() {
 		switch in.number {
@@ -124,8 +116,8 @@ func (d *decoder) grantWork(data []byte) (fsm.Command, bool) {
 	return c, !in.odd && in.seen&(1<<2|1<<3) == 1<<2|1<<3
 }
 
-func (d *decoder) finish(data []byte) (fsm.Command, bool) {
-	var c fsm.Finish
+func (d *Decoder) finish(data []byte) (Command, bool) {
+	var c Finish
 	in := fields{rest: data}
 	for in.next() {
 		switch in.number {
@@ -167,9 +159,9 @@ func plainRange(data []byte) (r pow.Range, ok bool) {
 	return r, !in.odd
 }
 
-func validVersion(text []byte) bool { return len(text) <= fsm.MaxVersion && utf8.Valid(text) }
+func validVersion(text []byte) bool { return len(text) <= MaxVersion && utf8.Valid(text) }
 
-func validMiner(text []byte) bool { return fsm.CheckMinerName(string(text)) == nil }
+func validMiner(text []byte) bool { return CheckMinerName(string(text)) == nil }
 
 // names keeps strings that were checked, each once.
 type names map[string]string
