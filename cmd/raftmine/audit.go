@@ -28,30 +28,39 @@ type auditOptions struct {
 	ranges   bool
 	threads  int
 	progress bool
+	servers  string
 }
 
 func newAuditCommand() *cobra.Command {
 	var o auditOptions
 	cmd := &cobra.Command{
-		Use:   "audit DATA-DIR...|FILE",
+		Use:   "audit DATA-DIR...|FILE|--servers ADDR,...",
 		Short: "Replay and verify the history",
 		Long: `Replay every record of a history, verify all of it, and say what happened: who searched what and when, the blocks and
 their proofs, the leaders, the faults. Reads only, also beside a running server.
 
 A history is a server's data directory, the folder of a "raftmine run" (then the histories of all its servers are audited
-and compared; the longest is told), or a file that --export wrote. The exit code is 0 only if everything holds; otherwise the first broken record
-is named.`,
-		Args: cobra.MinimumNArgs(1),
+and compared; the longest is told), or a file that --export wrote. With --servers the histories are those of running
+servers, which send every record: they are verified here, and must come to the very states that the servers have.
+
+The exit code is 0 only if everything holds; otherwise the first broken record is named.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			known, err := o.validate(cmd)
 			if err != nil {
 				return usageError{err}
 			}
+			servers := splitList(o.servers)
+			if len(args) > 0 && fromEnvironment(cmd, "servers") {
+				servers = nil // the shell names them for other commands
+			}
+			if len(args)+len(servers) == 0 {
+				return usageError{errors.New("say which history: DATA-DIR, FILE, or --servers ADDR,...")}
+			}
 			out, err := newPrinter(cmd)
 			if err != nil {
 				return err
 			}
-			sources, err := findSources(cmd.Context(), args)
+			sources, err := findSources(cmd.Context(), args, servers)
 			if err != nil {
 				return err
 			}
@@ -63,6 +72,7 @@ is named.`,
 			return o.audit(cmd.Context(), out, sources, known)
 		},
 	}
+	cmd.Flags().StringVar(&o.servers, "servers", "", "audit the histories of running servers at these addresses, comma separated")
 	cmd.Flags().Uint64Var(&o.at, "at", 0, "print the state as of this record instead")
 	cmd.Flags().StringVar(&o.export, "export", "", "write the history (of several the longest) to this file as JSON lines")
 	cmd.Flags().Float64Var(&o.recheck, "recheck", 0, "search this fraction of the finished ranges again, above 0 to 1")
@@ -139,6 +149,9 @@ func (o *auditOptions) audit(ctx context.Context, out *printer, sources []source
 // replay audits one history. tell is nil when its events are not printed.
 func (o *auditOptions) replay(ctx context.Context, out *printer, s source, known []audit.Head, tell *story) (report *audit.Report, err error) {
 	options := audit.Options{Known: known}
+	if s.live != nil {
+		options.Live = []audit.Live{*s.live}
+	}
 	if tell != nil {
 		options.Visit = tell.event
 		if o.ranges {

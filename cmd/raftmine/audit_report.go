@@ -20,6 +20,7 @@ type (
 		FindingsAll uint64           `json:"findings_total"`
 		Source      string           `json:"source"`
 		Server      uint64           `json:"server,omitempty"`
+		Live        *liveView        `json:"live,omitempty"`
 		ClusterID   string           `json:"cluster_id"`
 		Head        headView         `json:"head"`
 		FirstIndex  uint64           `json:"first_index"`
@@ -46,6 +47,10 @@ type (
 		OpenJob     *jobAuditView    `json:"open_job"`
 		Others      []otherView      `json:"others"`
 		Recheck     *recheckResult   `json:"recheck,omitempty"`
+	}
+	liveView struct {
+		AppliedIndex uint64 `json:"applied_index"`
+		StateDigest  string `json:"state_digest"`
 	}
 	headView struct {
 		Records uint64 `json:"records"`
@@ -80,6 +85,7 @@ type (
 	otherView struct {
 		Source   string        `json:"source"`
 		Server   uint64        `json:"server,omitempty"`
+		Live     *liveView     `json:"live,omitempty"`
 		Holds    bool          `json:"holds"`
 		Findings []findingView `json:"findings"`
 		Head     headView      `json:"head"`
@@ -93,6 +99,13 @@ func viewHead(h audit.Head) headView {
 	return headView{h.Records, h.Index, h.Term, h.Chain.String(), h.Tree.String(), h.State.String()}
 }
 
+func viewLive(l *audit.Live) *liveView {
+	if l == nil {
+		return nil
+	}
+	return &liveView{l.Index, l.State.String()}
+}
+
 func viewFindings(r *audit.Report) []findingView {
 	views := []findingView{}
 	for _, f := range r.Findings {
@@ -103,7 +116,7 @@ func viewFindings(r *audit.Report) []findingView {
 
 func viewReport(a audited) auditView {
 	r := a.report
-	v := auditView{Event: "audit", Findings: viewFindings(r), FindingsAll: r.FindingCount, Source: a.path, Server: a.id,
+	v := auditView{Event: "audit", Findings: viewFindings(r), FindingsAll: r.FindingCount, Source: a.path, Server: a.id, Live: viewLive(a.live),
 		ClusterID: r.ClusterID, Head: viewHead(r.Head), FirstIndex: r.FirstIndex, FromMS: r.FromUnixMilli, ToMS: r.ToUnixMilli,
 		Commands: r.Commands, Bytes: r.Bytes, Terms: r.Terms, Takeovers: r.Takeovers, Stops: r.Stops, Recoveries: r.Recoveries,
 		Strikes: r.Strikes, Jobs: r.Jobs, Blocks: map[string]int{}, Stale: r.Stale, Rolls: r.Rolls, Ranges: r.Ranges,
@@ -137,7 +150,7 @@ func printReport(out *printer, results []audited, agreements []comparison, reche
 		view.Error = failure.Error()
 	}
 	for _, r := range results[1:] {
-		other := otherView{Source: r.path, Server: r.id, Holds: r.report.Holds(), Findings: viewFindings(r.report),
+		other := otherView{Source: r.path, Server: r.id, Live: viewLive(r.live), Holds: r.report.Holds(), Findings: viewFindings(r.report),
 			Head: viewHead(r.report.Head), Same: r.report.Head.Records}
 		for _, a := range agreements {
 			if a.of.path == r.path {
@@ -202,7 +215,11 @@ func (v auditView) write(w io.Writer, strip audit.Strip, agreements []comparison
 	line("chain", "%s", v.Head.Chain)
 	line("tree", "%d:%s", v.Head.Records, v.Head.Tree)
 	if v.Holds {
-		line("state", "%s", v.Head.State)
+		same := ""
+		if v.Live != nil {
+			same = fmt.Sprintf(", as the running server's own after record %d", v.Live.AppliedIndex)
+		}
+		line("state", "%s%s", v.Head.State, same)
 		fmt.Fprintf(w, "\neverything holds\n")
 		return
 	}
@@ -256,7 +273,11 @@ func (o otherView) String() string {
 	case o.Behind > 0:
 		return fmt.Sprintf("%s: holds, the same history, %d %s behind the longest", name, o.Behind, plural(o.Behind, "record"))
 	}
-	return fmt.Sprintf("%s: holds, the same %d records, the same head", name, o.Same)
+	text := fmt.Sprintf("%s: holds, the same %d records, the same head", name, o.Same)
+	if o.Live != nil {
+		text += ", and its own state is the same"
+	}
+	return text
 }
 
 // writeStrip draws the timeline: one column is one stretch of time.

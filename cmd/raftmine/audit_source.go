@@ -19,33 +19,42 @@ import (
 type source struct {
 	name string // for people: "server 1"
 	path string
-	id   uint64 // of the server; 0: not known
-	// open begins a pass over the history. endsAt, which may be nil, is for audit.Options; closed ends the pass.
-	open func() (p pass, err error)
+	id   uint64      // of the server; 0: not known
+	live *audit.Live // what the server said of its state; nil: it was not asked
+	last uint64      // index of the last record; 0: not known
+	// open begins a pass over the history, which ends with ctx.
+	open func(ctx context.Context) (p pass, err error)
 }
 
 // pass is one reading of a history.
 type pass struct {
 	records audit.Records
-	endsAt  func() (audit.Head, bool)
+	endsAt  func() (audit.Head, bool) // for audit.Options; nil: the source does not say
 	close   func() error
 }
 
-// findSources returns the histories that the arguments name: data directories, folders of "raftmine run", and exports. The
-// longest comes first: a server that was killed has less to tell.
-func findSources(ctx context.Context, args []string) ([]source, error) {
+// findSources returns the histories that the arguments name, data directories, folders of "raftmine run", and exports, and
+// those of running servers. The longest comes first: a server that was killed has less to tell.
+func findSources(ctx context.Context, args, servers []string) ([]source, error) {
 	sources, err := namedSources(args)
-	if err != nil || len(sources) == 1 {
+	if err != nil {
+		return nil, err
+	}
+	running, err := serverSources(ctx, servers)
+	if sources = append(sources, running...); err != nil || len(sources) == 1 {
 		return sources, err
 	}
-	lengths := make(map[string]uint64, len(sources))
-	for _, s := range sources {
+	for i := range sources {
+		s := &sources[i]
+		if s.last > 0 {
+			continue
+		}
 		err := s.read(ctx, func(p pass) error {
-			for _, err := range p.records {
+			for r, err := range p.records {
 				if err != nil {
 					return ctx.Err() // what is broken is the audit's to say
 				}
-				lengths[s.path]++
+				s.last = r.Index
 			}
 			return nil
 		})
@@ -53,7 +62,7 @@ func findSources(ctx context.Context, args []string) ([]source, error) {
 			return nil, err
 		}
 	}
-	slices.SortStableFunc(sources, func(a, b source) int { return cmp.Compare(lengths[b.path], lengths[a.path]) })
+	slices.SortStableFunc(sources, func(a, b source) int { return cmp.Compare(b.last, a.last) })
 	return sources, nil
 }
 
@@ -132,7 +141,7 @@ func journalSource(dir string) (source, error) {
 	if err := reader.Close(); err != nil {
 		return source{}, err
 	}
-	s.open = func() (pass, error) {
+	s.open = func(context.Context) (pass, error) {
 		reader, err := raftnode.ReadJournal(dir)
 		if err != nil {
 			return pass{}, err
@@ -151,7 +160,7 @@ func journalSource(dir string) (source, error) {
 }
 
 func exportSource(path string) (source, error) {
-	s := source{name: filepath.Base(path), path: path, open: func() (pass, error) {
+	s := source{name: filepath.Base(path), path: path, open: func(context.Context) (pass, error) {
 		file, err := os.Open(path)
 		if err != nil {
 			return pass{}, err
@@ -162,7 +171,7 @@ func exportSource(path string) (source, error) {
 		}
 		return pass{records: export.Records(), endsAt: export.End, close: file.Close}, nil
 	}}
-	p, err := s.open() // as with journals: another file is a mistake of the command line
+	p, err := s.open(context.Background()) // as with journals: another file is a mistake of the command line
 	if err != nil {
 		return source{}, hinted(err, "name a server's data directory, the folder of a \"raftmine run\", or a file that \"raftmine audit --export\" wrote")
 	}
@@ -182,7 +191,7 @@ func placed(err error) error {
 	var damaged *raftnode.JournalError
 	var gap *raftnode.HistoryGapError
 	switch {
-	case errors.As(err, &damaged):
+	case errors.As(err, &damaged) && damaged.Index > 0: // else it is a file's header
 		return placedError{err, damaged.Index}
 	case errors.As(err, &gap):
 		return placedError{err, gap.After + 1}
@@ -192,7 +201,7 @@ func placed(err error) error {
 
 // read makes one pass that ends with ctx.
 func (s source) read(ctx context.Context, with func(pass) error) (err error) {
-	p, err := s.open()
+	p, err := s.open(ctx)
 	if err != nil {
 		return err
 	}

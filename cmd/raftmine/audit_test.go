@@ -157,7 +157,9 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{"audit"}, exitUsage, "requires at least 1 arg"},
+		{[]string{"audit"}, exitUsage, "say which history"},
+		{[]string{"audit", "--servers", "127.0.0.1:1"}, exitFailed, "server at 127.0.0.1:1"},
+		{[]string{"audit", "--servers", " , "}, exitUsage, "say which history"},
 		{[]string{"audit", dir, "--recheck", "0"}, exitUsage, "--recheck 0"},
 		{[]string{"audit", dir, "--recheck", "1.5"}, exitUsage, "--recheck 1.5"},
 		{[]string{"audit", dir, "--recheck", "NaN"}, exitUsage, "--recheck NaN"},

@@ -34,9 +34,19 @@ func flagsFromEnvironment(cmd *cobra.Command) error {
 		}
 		if err := cmd.Flags().Set(flag.Name, value); err != nil {
 			failed = fmt.Errorf("environment variable %s: %w", environmentVariable(flag.Name), err)
+			return
 		}
+		flag.Annotations = map[string][]string{annotationEnvironment: nil}
 	})
 	return failed
+}
+
+const annotationEnvironment = "raftmine_environment"
+
+// fromEnvironment reports whether a flag has its value from an environment variable.
+func fromEnvironment(cmd *cobra.Command, flag string) bool {
+	_, found := cmd.Flag(flag).Annotations[annotationEnvironment]
+	return found
 }
 
 // jsonOutput reports whether --output json was asked for.

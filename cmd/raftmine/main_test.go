@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 	}
 	if os.Getenv(asRaftmine) != "" {
 		useFailpoints(os.Getenv(failpointVariable))
+		useSmallLogs(os.Getenv(smallLogsVariable))
 		main()
 		return
 	}

@@ -48,7 +48,7 @@ one from an audit or a server that you trust ("raftmine audit --known RECORDS:TR
 }
 
 func prove(cmd *cobra.Command, out *printer, dataDir string, height uint64, file string) (err error) {
-	sources, err := findSources(cmd.Context(), []string{dataDir})
+	sources, err := findSources(cmd.Context(), []string{dataDir}, nil)
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func prove(cmd *cobra.Command, out *printer, dataDir string, height uint64, file
 		}
 	}()
 	proof, err := audit.ProveBlock(func() (audit.Records, error) {
-		p, err := sources[0].open()
+		p, err := sources[0].open(cmd.Context())
 		if err != nil {
 			return nil, err
 		}

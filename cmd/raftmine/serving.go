@@ -69,12 +69,10 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 	peers := rpc.NewPeerClient()
 	defer func() { err = errors.Join(err, peers.Close()) }()
 	hub := rpc.NewHub()
-	node, err := raftnode.Start(ctx, raftnode.StartConfig{
-		Config: raftnode.Config{Advertise: o.advertise, Join: splitList(o.join), Environment: env, Peers: peers, JoinTimeout: o.joinTimeout,
-			Heartbeat: o.heartbeat, Grace: o.grace, Version: version, Logger: logger, Observer: hub, TrailingLogs: trailing},
-		DataDirPath: o.dataDir,
-		Listen:      listen,
-	})
+	config := raftnode.Config{Advertise: o.advertise, Join: splitList(o.join), Environment: env, Peers: peers, JoinTimeout: o.joinTimeout,
+		Heartbeat: o.heartbeat, Grace: o.grace, Version: version, Logger: logger, Observer: hub, TrailingLogs: trailing}
+	tuneNode(&config)
+	node, err := raftnode.Start(ctx, raftnode.StartConfig{Config: config, DataDirPath: o.dataDir, Listen: listen})
 	if err != nil {
 		return endedEarly(ctx, hintForStart(err))
 	}
@@ -142,6 +140,9 @@ func (o *serverOptions) lead(ctx context.Context, term uint64, node *raftnode.No
 	defer server.Unlead()
 	return c.Run(ctx)
 }
+
+// tuneNode lets tests change what no flag does.
+var tuneNode = func(*raftnode.Config) {}
 
 // termEdges wraps what a coordinator reaches the world by. Tests replace it, to end this process at a chosen step.
 var termEdges = func(p coordinator.Proposer, s coordinator.BlockSource) (coordinator.Proposer, coordinator.BlockSource) {

@@ -18,6 +18,8 @@ type Options struct {
 	// Known are heads that were seen before: the history must begin with each of them. Records and Tree must be set;
 	// Chain and State are compared when they are not zero.
 	Known []Head
+	// Live are what running servers said of their own state.
+	Live []Live
 	// EndsAt is asked once, after the last record, for the head that the source itself says it ends with.
 	EndsAt func() (Head, bool)
 
@@ -26,18 +28,24 @@ type Options struct {
 	Progress func(records, bytes uint64)
 }
 
+// Live is the digest of a running server's state after the record with that index.
+type Live struct {
+	Index uint64
+	State pow.Hash
+}
+
 // progressEach is how many records pass between two calls of Options.Progress.
 const progressEach = 1 << 13
 
 // Replay applies the records to a new state, one after the other, and checks everything that package audit promises. A
 // history that does not hold is no error: the report says where. It ends at the first record that is not the one that was
 // chained, because nothing after it means anything; all other findings are collected. The error is the visitor's, or
-// says that the source was told to stop.
+// says that the source was told to stop, or was interrupted.
 func Replay(records Records, o Options) (*Report, error) {
 	a := newAuditor(o)
 	for record, err := range records {
 		if err != nil {
-			if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrInterrupted) {
 				return nil, err
 			}
 			a.broken(indexOf(err, a.state.Head().Index), KindSource, "%v", err)
@@ -108,6 +116,7 @@ type auditor struct {
 	decoder fsm.Decoder
 	tree    tree
 	known   []Head // not reached yet, by Records
+	live    []Live // not reached yet, by Index
 	at      Place  // of the current command
 	bytes   uint64
 	ended   bool // by a record that cannot be believed
@@ -156,9 +165,11 @@ func newAuditor(o Options) *auditor {
 		report: &Report{},
 		state:  fsm.New(),
 		known:  append([]Head(nil), o.Known...),
+		live:   append([]Live(nil), o.Live...),
 		grants: make(map[uint64]*held),
 		miners: make(map[string]*minerRow),
 	}
+	slices.SortFunc(a.live, func(x, y Live) int { return cmp.Compare(x.Index, y.Index) })
 	slices.SortFunc(a.known, func(x, y Head) int { return cmp.Compare(x.Records, y.Records) })
 	for i := range a.report.Regrants {
 		a.report.Regrants[i].Reason = reason(i + 1).String()
@@ -230,6 +241,10 @@ func (a *auditor) record(r Record) bool {
 		a.compareHead(a.known[0])
 		a.known = a.known[1:]
 	}
+	for len(a.live) > 0 && a.live[0].Index <= r.Index {
+		a.compareLive(a.live[0])
+		a.live = a.live[1:]
+	}
 	if a.o.Progress != nil && a.tree.leaves%progressEach == 0 {
 		a.o.Progress(uint64(a.tree.leaves), a.bytes)
 	}
@@ -264,6 +279,16 @@ func (a *auditor) compareHead(known Head) {
 	case known.State != pow.Hash{} && known.State != a.state.Digest():
 		a.wrong(KindHead, "after %d records the state digest is %s, the known head says %s", known.Records, a.state.Digest(),
 			known.State)
+	}
+}
+
+// compareLive compares a state that a server has with the one that its history comes to.
+func (a *auditor) compareLive(live Live) {
+	switch digest := a.state.Digest(); {
+	case live.Index != a.at.Index:
+		a.wrong(KindHead, "the server's state is as of record %d, which its history does not have", live.Index)
+	case live.State != digest:
+		a.wrong(KindHead, "the history comes to the state %s, the server's own is %s", digest, live.State)
 	}
 }
 
@@ -351,6 +376,9 @@ func (a *auditor) compareEnd() {
 	for _, known := range a.known {
 		a.broken(a.report.Head.Index, KindHead, "the history ends after %d records, the known head has %d: it was cut off",
 			a.tree.leaves, known.Records)
+	}
+	for _, live := range a.live {
+		a.broken(a.report.Head.Index, KindHead, "the history ends here, and the server's state is as of record %d", live.Index)
 	}
 	if a.o.EndsAt == nil {
 		return

@@ -1,7 +1,10 @@
 package audit
 
 import (
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"raftmine/fsm"
@@ -222,5 +225,51 @@ func TestStateAtIsTheStateThen(t *testing.T) {
 	}
 	if _, err := StateAt(recordsOf(w.records), 0); err == nil {
 		t.Error("a record before the beginning was found")
+	}
+}
+
+func TestStateOfARunningServerIsCompared(t *testing.T) {
+	w := history(t, 5, 3, 1)
+	half := len(w.records) / 2
+	before, err := StateAt(recordsOf(w.records), w.records[half].Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := Live{Index: w.records[half].Index, State: before.Digest()}
+	end := Live{Index: w.index, State: w.state.Digest()}
+	if r := replay(t, w.records, Options{Live: []Live{end, good}}); !r.Holds() {
+		t.Errorf("its own states: %v", r.Findings)
+	}
+	for says, live := range map[string]Live{
+		"the server's own is":         {Index: good.Index, State: end.State},
+		"which its history does not":  {Index: gapIn(t, w.records), State: good.State},
+		"the history ends here, and ": {Index: w.index + 1, State: end.State},
+	} {
+		r := replay(t, w.records, Options{Live: []Live{live}})
+		first, _ := r.First()
+		if first.Kind != KindHead || !strings.Contains(first.What, says) {
+			t.Errorf("%+v: %v, want %q", live, first, says)
+		}
+	}
+}
+
+// gapIn returns an index that no record has, between two that have.
+func gapIn(t *testing.T, records []Record) uint64 {
+	for i, r := range records[1:] {
+		if r.Index > records[i].Index+1 {
+			return r.Index - 1
+		}
+	}
+	t.Fatal("no gap")
+	return 0
+}
+
+func TestInterruptedSourceSaysNothingAboutTheHistory(t *testing.T) {
+	w := history(t, 6, 3, 1)
+	broken := func(yield func(Record, error) bool) {
+		_ = yield(w.records[0], nil) && yield(Record{}, fmt.Errorf("server 2: %w", ErrInterrupted))
+	}
+	if report, err := Replay(broken, Options{}); !errors.Is(err, ErrInterrupted) || report != nil {
+		t.Errorf("%v, %v", report, err)
 	}
 }
