@@ -54,7 +54,7 @@ The exit code is 0 only if everything holds; otherwise the first broken record i
 				servers = nil // the shell names them for other commands
 			}
 			if len(args)+len(servers) == 0 {
-				return usageError{errors.New("say which history: DATA-DIR, FILE, or --servers ADDR,...")}
+				return usageError{errors.New("say which history to audit: a DATA-DIR, a FILE, or --servers with addresses")}
 			}
 			out, err := newPrinter(cmd)
 			if err != nil {
