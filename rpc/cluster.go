@@ -113,7 +113,7 @@ func (s *Server) Status() Status {
 	node := s.config.Node.Status()
 	out := Status{
 		ServerID: node.ServerID, Term: node.Term, LeaderID: node.LeaderID, Voters: len(node.Voters),
-		SoftwareVersion: s.config.Version,
+		SoftwareVersion: s.config.Version, HistoryMissing: node.HistoryMissing,
 	}
 	s.config.Node.View(func(v fsm.View) {
 		out.ClusterID = v.ClusterID()

@@ -39,6 +39,7 @@ func statusTo(s Status) *pb.GetStatusResponse {
 		ClusterId: s.ClusterID, ServerId: s.ServerID, Term: s.Term, LeaderId: s.LeaderID,
 		ComputedLeaderId: s.ComputedLeaderID, AppliedIndex: s.AppliedIndex, StateDigest: s.StateDigest[:],
 		Blocks: s.Blocks, Voters: uint32(s.Voters), ClusterStopped: s.ClusterStopped, SoftwareVersion: s.SoftwareVersion,
+		HistoryMissing: s.HistoryMissing,
 	}
 	for _, v := range s.Servers {
 		out.Servers = append(out.Servers, &pb.ServerStatus{
@@ -74,6 +75,7 @@ func statusFrom(in *pb.GetStatusResponse) (Status, error) {
 		ClusterID: in.GetClusterId(), ServerID: in.GetServerId(), Term: in.GetTerm(), LeaderID: in.GetLeaderId(),
 		ComputedLeaderID: in.GetComputedLeaderId(), AppliedIndex: in.GetAppliedIndex(), Blocks: in.GetBlocks(),
 		Voters: int(in.GetVoters()), ClusterStopped: in.GetClusterStopped(), SoftwareVersion: in.GetSoftwareVersion(),
+		HistoryMissing: in.GetHistoryMissing(),
 	}
 	var err error
 	if out.StateDigest, err = hashFrom(name, "state_digest", in.GetStateDigest()); err != nil {

@@ -236,7 +236,7 @@ func TestStatusKeepsEveryField(t *testing.T) {
 		}},
 		Blocks: 7, Voters: 8, ClusterStopped: true,
 		Coordinator:     &CoordinatorStatus{WebService: "w", WebServiceError: "e", HashRate: 9.5},
-		SoftwareVersion: "v",
+		SoftwareVersion: "v", HistoryMissing: 7,
 	}
 	if got, err := statusFrom(overWire(t, statusTo(want))); err != nil || !equalStatus(got, want) {
 		t.Errorf("got %+v, %v\nwant %+v", got, err, want)

@@ -22,6 +22,7 @@ type Status struct {
 	ClusterStopped   bool
 	Coordinator      *CoordinatorStatus // nil: this server does not lead
 	SoftwareVersion  string
+	HistoryMissing   uint64 // records that this server's history lacks, and asks the others for
 }
 
 // ServerStatus is one row of the server table.

@@ -36,14 +36,16 @@ address the answer is that server's own view, its state digest included.`,
 			}
 			client := rpc.NewClusterClient()
 			defer client.Close()
-			status, err := bestStatus(cmd.Context(), client, addresses)
+			statuses, best, err := askStatus(cmd.Context(), client, addresses)
 			if err != nil {
 				return err
 			}
+			view := viewStatus(statuses[best])
+			view.addHistories(statuses)
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), viewStatus(status))
+				return printJSON(cmd.OutOrStdout(), view)
 			}
-			return printStatus(cmd.OutOrStdout(), status)
+			return printStatus(cmd.OutOrStdout(), statuses[best], view)
 		},
 	}
 	addServersFlag(cmd, &servers)
@@ -56,9 +58,18 @@ func addServersFlag(cmd *cobra.Command, value *string) {
 
 // bestStatus asks all addresses at once and returns the leader's answer, else the one with the highest term and index.
 func bestStatus(ctx context.Context, client *rpc.ClusterClient, addresses []string) (rpc.Status, error) {
+	statuses, best, err := askStatus(ctx, client, addresses)
+	if err != nil {
+		return rpc.Status{}, err
+	}
+	return statuses[best], nil
+}
+
+// askStatus returns all answers and which one is the best; those that did not come have server id 0.
+func askStatus(ctx context.Context, client *rpc.ClusterClient, addresses []string) (statuses []rpc.Status, best int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	statuses := make([]rpc.Status, len(addresses))
+	statuses = make([]rpc.Status, len(addresses))
 	errs := make([]error, len(addresses))
 	var wg sync.WaitGroup
 	for i, address := range addresses {
@@ -69,16 +80,16 @@ func bestStatus(ctx context.Context, client *rpc.ClusterClient, addresses []stri
 		})
 	}
 	wg.Wait()
-	best := -1
+	best = -1
 	for i := range statuses {
 		if errs[i] == nil && (best < 0 || better(statuses[i], statuses[best])) {
 			best = i
 		}
 	}
 	if best < 0 {
-		return rpc.Status{}, hinted(errors.Join(errs...), "check the addresses, and that a server runs there")
+		return nil, 0, hinted(errors.Join(errs...), "check the addresses, and that a server runs there")
 	}
-	return statuses[best], nil
+	return statuses, best, nil
 }
 
 func better(a, b rpc.Status) bool {
@@ -91,7 +102,7 @@ func better(a, b rpc.Status) bool {
 	return a.AppliedIndex > b.AppliedIndex
 }
 
-func printStatus(w io.Writer, s rpc.Status) error {
+func printStatus(w io.Writer, s rpc.Status, view statusView) error {
 	leader := "no leader"
 	if s.LeaderID != 0 {
 		leader = fmt.Sprintf("leader is server %d", s.LeaderID)
@@ -117,10 +128,10 @@ func printStatus(w io.Writer, s rpc.Status) error {
 		fmt.Fprintf(w, "chunks: %d pending, %d granted, %d finished of %d\n", j.Chunks.Pending, j.Chunks.Granted, j.Chunks.Finished, j.Chunks.Total)
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "\nSERVER\tADDRESS\tTABLE\tRAFT\tROLE")
-	for _, server := range viewStatus(s).Servers {
-		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", server.ID, server.Address, choose(!server.Member, "removed", choose(server.Up, "up", "down")),
-			choose(server.Voter, "voter", "no vote"), server.Role)
+	fmt.Fprintln(table, "\nSERVER\tADDRESS\tTABLE\tRAFT\tROLE\tHISTORY")
+	for _, server := range view.Servers {
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\n", server.ID, server.Address, choose(!server.Member, "removed", choose(server.Up, "up", "down")),
+			choose(server.Voter, "voter", "no vote"), server.Role, server.history())
 	}
 	if len(s.Miners) > 0 {
 		fmt.Fprintln(table, "\nMINER\tCONNECTED\tRATE\tTHREADS\tKERNEL\tCHUNKS\tSOLUTIONS\tWRONG ANSWERS")

@@ -37,6 +37,30 @@ type serverView struct {
 	Role    string `json:"role"`
 	Member  bool   `json:"member"`
 	DataDir string `json:"data_dir"`
+	// HistoryMissing is how many records the server's history lacks; nil: it was not asked.
+	HistoryMissing *uint64 `json:"history_missing,omitempty"`
+}
+
+// addHistories adds what servers said of their own histories.
+func (v *statusView) addHistories(statuses []rpc.Status) {
+	for i := range v.Servers {
+		for _, s := range statuses {
+			if s.ServerID == v.Servers[i].ID {
+				v.Servers[i].HistoryMissing = &s.HistoryMissing
+			}
+		}
+	}
+}
+
+// history is a word for people.
+func (s serverView) history() string {
+	switch {
+	case s.HistoryMissing == nil:
+		return "not asked"
+	case *s.HistoryMissing == 0:
+		return "whole"
+	}
+	return fmt.Sprintf("lacks %d %s, which it fetches", *s.HistoryMissing, plural(*s.HistoryMissing, "record"))
 }
 
 type jobView struct {

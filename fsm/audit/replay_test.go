@@ -5,15 +5,29 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"raftmine/fsm"
 	"raftmine/fsm/pow"
 )
 
+// turns are histories that together take every turn, each made once.
+var turns = func() (made [6]func(testing.TB) *world) {
+	for seed := range made {
+		var once sync.Once
+		var w *world
+		made[seed] = func(t testing.TB) *world {
+			once.Do(func() { w = history(t, uint64(seed), 8, 12) })
+			return w
+		}
+	}
+	return made
+}()
+
 func TestHonestHistoryHolds(t *testing.T) {
-	for seed := range uint64(6) {
-		w := history(t, seed, 8, 12)
+	for seed := range uint64(len(turns)) {
+		w := turns[seed](t)
 		events := map[string]int{}
 		report := replay(t, w.records, Options{Visit: func(e Event) error {
 			switch e := e.(type) {
@@ -53,8 +67,8 @@ func TestHonestHistoryHolds(t *testing.T) {
 
 func TestHistoriesTakeEveryTurn(t *testing.T) {
 	var sum Report
-	for seed := range uint64(6) {
-		r := replay(t, history(t, seed, 8, 12).records, Options{})
+	for _, made := range turns {
+		r := replay(t, made(t).records, Options{})
 		sum.Rolls += r.Rolls
 		sum.Stale += r.Stale
 		sum.Revoked += r.Revoked

@@ -129,6 +129,7 @@ type GetStatusResponse struct {
 	ClusterStopped   bool                   `protobuf:"varint,13,opt,name=cluster_stopped,json=clusterStopped,proto3" json:"cluster_stopped,omitempty"`
 	Coordinator      *CoordinatorStatus     `protobuf:"bytes,14,opt,name=coordinator,proto3" json:"coordinator,omitempty"` // on the leader only
 	SoftwareVersion  string                 `protobuf:"bytes,15,opt,name=software_version,json=softwareVersion,proto3" json:"software_version,omitempty"`
+	HistoryMissing   uint64                 `protobuf:"varint,16,opt,name=history_missing,json=historyMissing,proto3" json:"history_missing,omitempty"` // records that the history of the server that answers lacks, and asks the others for
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -266,6 +267,13 @@ func (x *GetStatusResponse) GetSoftwareVersion() string {
 		return x.SoftwareVersion
 	}
 	return ""
+}
+
+func (x *GetStatusResponse) GetHistoryMissing() uint64 {
+	if x != nil {
+		return x.HistoryMissing
+	}
+	return 0
 }
 
 type ServerStatus struct {
@@ -1819,7 +1827,7 @@ var File_raftmine_v1_cluster_proto protoreflect.FileDescriptor
 const file_raftmine_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"\x19raftmine/v1/cluster.proto\x12\vraftmine.v1\"\x12\n" +
-	"\x10GetStatusRequest\"\xcd\x04\n" +
+	"\x10GetStatusRequest\"\xf6\x04\n" +
 	"\x11GetStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1b\n" +
@@ -1837,7 +1845,8 @@ const file_raftmine_v1_cluster_proto_rawDesc = "" +
 	"\x06voters\x18\f \x01(\rR\x06voters\x12'\n" +
 	"\x0fcluster_stopped\x18\r \x01(\bR\x0eclusterStopped\x12@\n" +
 	"\vcoordinator\x18\x0e \x01(\v2\x1e.raftmine.v1.CoordinatorStatusR\vcoordinator\x12)\n" +
-	"\x10software_version\x18\x0f \x01(\tR\x0fsoftwareVersion\"\xa9\x01\n" +
+	"\x10software_version\x18\x0f \x01(\tR\x0fsoftwareVersion\x12'\n" +
+	"\x0fhistory_missing\x18\x10 \x01(\x04R\x0ehistoryMissing\"\xa9\x01\n" +
 	"\fServerStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x0e\n" +
