@@ -91,15 +91,21 @@ func (o *auditOptions) validate(cmd *cobra.Command) (known []audit.Head, err err
 		return nil, fmt.Errorf("--threads %d: want 1 to 1024", o.threads)
 	}
 	for _, text := range o.known {
-		records, tree, _ := strings.Cut(text, ":")
-		n, err := strconv.ParseUint(records, 10, 64)
-		hash, badHash := pow.ParseHash(tree)
-		if err != nil || n == 0 || badHash != nil {
+		head, ok := parseHead(text)
+		if !ok {
 			return nil, fmt.Errorf("--known %q: want RECORDS:TREE, a number and 64 hex digits", text)
 		}
-		known = append(known, audit.Head{Records: n, Tree: hash})
+		known = append(known, head)
 	}
 	return known, nil
+}
+
+// parseHead reads RECORDS:TREE, as an audit prints it.
+func parseHead(text string) (head audit.Head, ok bool) {
+	records, tree, _ := strings.Cut(text, ":")
+	n, err := strconv.ParseUint(records, 10, 64)
+	hash, badHash := pow.ParseHash(tree)
+	return audit.Head{Records: n, Tree: hash}, err == nil && n > 0 && badHash == nil
 }
 
 // audited is a history with what was found.

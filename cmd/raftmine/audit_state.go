@@ -55,6 +55,14 @@ type (
 		Records   uint64 `json:"records"`
 		Tree      string `json:"tree"`
 	}
+	prefixView struct {
+		Event        string `json:"event"`
+		Holds        bool   `json:"holds"`
+		OlderRecords uint64 `json:"older_records"`
+		OlderTree    string `json:"older_tree"`
+		Records      uint64 `json:"records"`
+		Tree         string `json:"tree"`
+	}
 )
 
 func viewState(s *fsm.State) stateView {
@@ -123,4 +131,15 @@ func viewProof(p *audit.BlockProof) proofView {
 func (v proofView) String() string {
 	return fmt.Sprintf("the proof of block %d holds: %s, %d zero bits, nonce %d, timestamp %d, by %s, verdict %s\n"+
 		"cluster %s, tree %d:%s", v.Height, v.Hash, v.Bits, v.Nonce, v.Timestamp, v.Miner, v.Verdict, v.ClusterID, v.Records, v.Tree)
+}
+
+func viewPrefix(p *audit.PrefixProof) prefixView {
+	return prefixView{Event: "prefix_proof", Holds: true, OlderRecords: p.Older.Records, OlderTree: p.Older.Tree.String(),
+		Records: p.Head.Records, Tree: p.Head.Tree.String()}
+}
+
+// String is what a person reads of a proof that holds.
+func (v prefixView) String() string {
+	return fmt.Sprintf("the proof holds: the history of %d records begins with that of %d\nolder tree %d:%s\nnewer tree %d:%s", v.Records,
+		v.OlderRecords, v.OlderRecords, v.OlderTree, v.Records, v.Tree)
 }

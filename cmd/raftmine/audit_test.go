@@ -115,6 +115,16 @@ func auditFiles(t *testing.T, dir, source string, head map[string]any) {
 	if code, _, stderr := command(t, "proof", "--verify", proof); code != exitFailed || !strings.Contains(stderr, "does not hold") {
 		t.Errorf("a changed proof: %d, %s", code, stderr)
 	}
+	prefix := filepath.Join(dir, "prefix.json")
+	if code, _, stderr := command(t, "proof", "--older", known, "--data-dir", source, "--file", prefix); code != exitDone {
+		t.Errorf("proof of the older head: %s", stderr)
+	}
+	if code, stdout, stderr := command(t, "proof", "--verify", prefix); code != exitDone || !strings.Contains(stdout, known) {
+		t.Errorf("verify: %d, %s%s", code, stdout, stderr)
+	}
+	if code, _, stderr := command(t, "proof", "--older", other, "--data-dir", source); code != exitFailed || !strings.Contains(stderr, "head") {
+		t.Errorf("exit code %d for another history's head: %s", code, stderr)
+	}
 	index := fmt.Sprintf("%.0f", head["index"])
 	code, stdout, stderr := command(t, "audit", source, "--at", index, "-o", "json")
 	if code != exitDone || !strings.Contains(stdout, head["state_digest"].(string)) && report["head"].(map[string]any)["index"] == head["index"] {
@@ -168,7 +178,9 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		{[]string{"audit", dir}, exitFailed, "holds no history"},
 		{[]string{"audit", filepath.Join(dir, "none")}, exitFailed, "no such file"},
 		{[]string{"audit", file}, exitFailed, "not a readable export"},
-		{[]string{"proof"}, exitUsage, "HEIGHT or --verify"},
+		{[]string{"proof"}, exitUsage, "one of HEIGHT, --older"},
+		{[]string{"proof", "1", "--older", "5:x", "--data-dir", dir}, exitUsage, "one of HEIGHT, --older"},
+		{[]string{"proof", "--older", "5:x", "--data-dir", dir}, exitUsage, `--older "5:x"`},
 		{[]string{"proof", "1"}, exitUsage, "--data-dir"},
 		{[]string{"proof", "x", "--data-dir", dir}, exitUsage, `height "x"`},
 		{[]string{"proof", "1", "--data-dir", dir}, exitFailed, "holds no history"},

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strconv"
 
@@ -13,13 +15,16 @@ import (
 )
 
 func newProofCommand() *cobra.Command {
-	var dataDir, verify, file string
+	var dataDir, verify, older, file string
 	cmd := &cobra.Command{
-		Use:   "proof HEIGHT --data-dir DIR | --verify FILE",
+		Use:   "proof HEIGHT|--older HEAD --data-dir DIR | --verify FILE",
 		Short: "Prove one block, or check such a proof",
 		Long: `Write a self-contained proof of the block at HEIGHT: the records of its job, grant, solution and verdict, each with its
 path to the head of the history's Merkle tree. --verify checks a proof without any server; compare the head it names with
-one from an audit or a server that you trust ("raftmine audit --known RECORDS:TREE").`,
+one from an audit or a server that you trust ("raftmine audit --known RECORDS:TREE").
+
+--older RECORDS:TREE writes a proof, of a few hashes, that the history begins with that of an older head: who kept the older
+one learns that nothing was changed up to there.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out, err := newPrinter(cmd)
@@ -27,12 +32,19 @@ one from an audit or a server that you trust ("raftmine audit --known RECORDS:TR
 				return err
 			}
 			switch {
-			case verify != "" && len(args) == 0:
+			case verify != "" && len(args) == 0 && older == "":
 				return verifyProof(cmd, out, verify)
-			case verify != "" || len(args) == 0:
-				return usageError{errors.New("give either HEIGHT or --verify FILE")}
+			case verify != "" || (len(args) == 0) == (older == ""):
+				return usageError{errors.New("give one of HEIGHT, --older RECORDS:TREE, or --verify FILE")}
 			case dataDir == "":
 				return usageError{errors.New("say where the history is with --data-dir DIR")}
+			}
+			if older != "" {
+				head, ok := parseHead(older)
+				if !ok {
+					return usageError{fmt.Errorf("--older %q: want RECORDS:TREE, a number and 64 hex digits", older)}
+				}
+				return proveOlder(cmd, out, dataDir, head, file)
 			}
 			height, err := strconv.ParseUint(args[0], 10, 64)
 			if err != nil || height == 0 {
@@ -43,11 +55,41 @@ one from an audit or a server that you trust ("raftmine audit --known RECORDS:TR
 	}
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "a server's data directory, a run's folder, or an export")
 	cmd.Flags().StringVar(&verify, "verify", "", "check the proof in this file; - is standard input")
+	cmd.Flags().StringVar(&older, "older", "", "prove instead that the history begins with that of this head, RECORDS:TREE")
 	cmd.Flags().StringVar(&file, "file", "", "where to write the proof (default: standard output)")
 	return cmd
 }
 
-func prove(cmd *cobra.Command, out *printer, dataDir string, height uint64, file string) (err error) {
+func prove(cmd *cobra.Command, out *printer, dataDir string, height uint64, file string) error {
+	var proof *audit.BlockProof
+	err := withPasses(cmd, dataDir, func(open func() (audit.Records, error)) (err error) {
+		proof, err = audit.ProveBlock(open, height)
+		return err
+	})
+	if errors.Is(err, audit.ErrNotFound) {
+		return hinted(err, "\"raftmine audit\" lists the blocks")
+	} else if err != nil {
+		return err
+	}
+	view := viewProof(proof)
+	return writeProof(cmd, out, proof, file, view, view.String())
+}
+
+func proveOlder(cmd *cobra.Command, out *printer, dataDir string, older audit.Head, file string) error {
+	var proof *audit.PrefixProof
+	err := withPasses(cmd, dataDir, func(open func() (audit.Records, error)) (err error) {
+		proof, err = audit.ProveOlder(open, older)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	view := viewPrefix(proof)
+	return writeProof(cmd, out, proof, file, view, view.String())
+}
+
+// withPasses lets what proves read the longest history of dataDir more than once.
+func withPasses(cmd *cobra.Command, dataDir string, prove func(open func() (audit.Records, error)) error) (err error) {
 	sources, err := findSources(cmd.Context(), []string{dataDir}, nil)
 	if err != nil {
 		return err
@@ -58,19 +100,22 @@ func prove(cmd *cobra.Command, out *printer, dataDir string, height uint64, file
 			err = errors.Join(err, p.close())
 		}
 	}()
-	proof, err := audit.ProveBlock(func() (audit.Records, error) {
+	err = prove(func() (audit.Records, error) {
 		p, err := sources[0].open(cmd.Context())
 		if err != nil {
 			return nil, err
 		}
 		passes = append(passes, p)
 		return p.records, nil
-	}, height)
-	if errors.Is(err, audit.ErrNotFound) {
-		return hinted(fmt.Errorf("%s: %w", sources[0].name, err), "\"raftmine audit\" lists the blocks")
-	} else if err != nil {
+	})
+	if err != nil {
 		return fmt.Errorf("%s: %w", sources[0].name, err)
 	}
+	return nil
+}
+
+// writeProof writes a proof to a file and says so, or to standard output.
+func writeProof(cmd *cobra.Command, out *printer, proof io.WriterTo, file string, view any, text string) (err error) {
 	if file == "" {
 		_, err = proof.WriteTo(cmd.OutOrStdout())
 		return err
@@ -86,8 +131,7 @@ func prove(cmd *cobra.Command, out *printer, dataDir string, height uint64, file
 	if err := pending.CloseAtomicallyReplace(); err != nil {
 		return err
 	}
-	view := viewProof(proof)
-	out.print(view, "%s\nproof in %s", view, file)
+	out.print(view, "%s\nproof in %s", text, file)
 	return nil
 }
 
@@ -97,7 +141,17 @@ func verifyProof(cmd *cobra.Command, out *printer, path string) error {
 		return err
 	}
 	defer file.Close()
-	proof, err := audit.VerifyProof(file)
+	in := bufio.NewReaderSize(file, 1<<10)
+	if start, _ := in.Peek(1 << 10); audit.StartsPrefixProof(start) {
+		proof, err := audit.VerifyPrefixProof(in)
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		view := viewPrefix(proof)
+		out.print(view, "%s", view)
+		return nil
+	}
+	proof, err := audit.VerifyProof(in)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

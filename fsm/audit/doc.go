@@ -53,6 +53,11 @@
 // (records, tree), block, and records, each with its role, its number in the tree, the position of the command in it, its
 // index, term and data as in an export, and the path to the root.
 //
+// # The prefix proof, version 1
+//
+// See PrefixProof for what it shows. It is one JSON object: format "raftmine prefix proof", version, older and head (records,
+// tree), and path, the hashes of RFC 6962 §2.1.2 in the order of package tlog.
+//
 // # Protocol and tuning
 //
 // The forms of exports and proofs, the leaves of the tree and the draw of a Sample are protocol: others compute them too.
