@@ -172,8 +172,8 @@ func (v auditView) write(w io.Writer, strip audit.Strip, agreements []comparison
 	}
 	fmt.Fprintln(w)
 	line("cluster", "%s", v.ClusterID)
-	line("history", "%d records from index %d to %d, %d commands, %s", v.Head.Records, v.FirstIndex, v.Head.Index, v.Commands,
-		bytesText(v.Bytes))
+	line("history", "%d records from index %d to %d, %d commands, %s, of %s", v.Head.Records, v.FirstIndex, v.Head.Index,
+		v.Commands, bytesText(v.Bytes), span(v.FromMS, v.ToMS))
 	line("leaders", "%d %s, %d %s; server %d was the last one", v.Terms, plural(v.Terms, "term"), v.Takeovers,
 		plural(v.Takeovers, "takeover"), v.Leader)
 	var servers []string
@@ -187,8 +187,16 @@ func (v auditView) write(w io.Writer, strip audit.Strip, agreements []comparison
 		servers = append(servers, fmt.Sprintf("%d %s", s.ID, state))
 	}
 	line("servers", "at the end: %s", strings.Join(servers, ", "))
-	line("blocks", "%d accepted, %d wrong, %d stale, %d unknown; %d %s given up because the block moved on", v.Blocks["success"],
-		v.Blocks["wrong"], v.Blocks["stale"], v.Blocks["unknown"], v.Stale, plural(v.Stale, "job"))
+	blocks := []string{fmt.Sprintf("%d accepted", v.Blocks["success"])}
+	for _, verdict := range []fsm.Verdict{fsm.VerdictWrong, fsm.VerdictStale, fsm.VerdictUnknown} {
+		if name := verdictName(verdict); v.Blocks[name] > 0 {
+			blocks = append(blocks, fmt.Sprintf("%d %s", v.Blocks[name], name))
+		}
+	}
+	if v.Stale > 0 {
+		blocks = append(blocks, fmt.Sprintf("%d %s given up because the block moved on", v.Stale, plural(v.Stale, "job")))
+	}
+	line("blocks", "%s", strings.Join(blocks, ", "))
 	line("work", "%d finished %s of %s nonces; every receipt and every proof was hashed again", v.Ranges, plural(v.Ranges, "range"),
 		count(v.Nonces))
 	for _, r := range v.Regrants {
@@ -233,15 +241,23 @@ func (v auditView) write(w io.Writer, strip audit.Strip, agreements []comparison
 	}
 }
 
+// doubtful is the decimal logarithm of the probability below which a miner's statistics are told in full. One of a
+// thousand honest miners is below it; what the audit objects to is far rarer, see package audit.
+const doubtful = -3
+
 // String is one row for people.
 func (m minerAuditView) String() string {
 	text := fmt.Sprintf("%s: %d ranges, %s hashes, %d solutions", m.Name, m.Ranges, count(m.Nonces), m.Solutions)
 	if m.Strikes > 0 {
 		text += fmt.Sprintf(", %d strikes", m.Strikes)
 	}
-	if m.Ranges > 0 {
+	switch {
+	case m.Ranges == 0:
+	case m.Implausible || m.LogPValue < doubtful:
 		text += fmt.Sprintf("; its receipts say %.0f %% of the work (%.0f to %.0f %%), an honest miner's are this bad or worse with p = %s",
 			100*m.WorkShare, 100*m.WorkLow, 100*m.WorkHigh, probability(m.LogPValue))
+	default:
+		text += fmt.Sprintf("; its receipts are an honest miner's (p = %s)", probability(m.LogPValue))
 	}
 	if m.Implausible {
 		text += fmt.Sprintf(": IMPLAUSIBLE since record %d, after %d ranges", m.FlaggedIndex, m.FlaggedAfter)

@@ -301,8 +301,7 @@ func (v jobAuditView) String() string {
 		fmt.Fprintf(&out, ", timestamp rolled %d times", v.Rounds)
 	}
 	if b := v.Below; b != nil {
-		fmt.Fprintf(&out, "; below the solution %d chunks finished, %d interrupted, %d taken back, %d gaps", b.Finished,
-			b.Interrupted, b.Returned, b.Gaps)
+		fmt.Fprintf(&out, "; chunks below the solution: %s", coverageText(b))
 	}
 	for _, r := range v.Regrants {
 		fmt.Fprintf(&out, "; granted again %d (%s)", r.Ranges, r.Reason)
@@ -329,4 +328,21 @@ func count(n uint64) string {
 		return fmt.Sprintf("%.2f M", float64(n)/1e6)
 	}
 	return fmt.Sprint(n)
+}
+
+// coverageText says what became of chunks, those that there are.
+func coverageText(c *coverageView) string {
+	var parts []string
+	for _, part := range []struct {
+		chunks uint64
+		what   string
+	}{{c.Finished, "finished"}, {c.Interrupted, "interrupted"}, {c.Returned, "taken back"}, {c.Gaps, "NEVER GRANTED"}} {
+		if part.chunks > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", part.chunks, part.what))
+		}
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	return strings.Join(parts, ", ") + choose(c.Gaps == 0, ", no gap", "")
 }
