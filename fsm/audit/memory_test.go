@@ -41,7 +41,7 @@ func heapInUse() int {
 
 // TestMemoryDoesNotGrowWithTheHistory compares a history with one of the same miners that is fifty times as long.
 func TestMemoryDoesNotGrowWithTheHistory(t *testing.T) {
-	const short, long = 400, 20_000
+	const short, long = 200, 10_000
 	before := liveHeap(t, synthetic(t, short, 20), short)
 	after := liveHeap(t, synthetic(t, long, 20), long)
 	// A word for each record would be 8 bytes; what is left is the runtime's own.
@@ -84,7 +84,7 @@ func solvedAtOnce(t testing.TB, blocks int) Records {
 
 // TestMemoryOfBlocksIsThatOfTheState: the state keeps a row for every block. Their stories are gone when they were told.
 func TestMemoryOfBlocksIsThatOfTheState(t *testing.T) {
-	const short, long = 40, 2_000
+	const short, long = 20, 1_000
 	before := liveHeap(t, solvedAtOnce(t, short), short)
 	after := liveHeap(t, solvedAtOnce(t, long), long)
 	const row = 240 // of fsm.State; slices have up to twice the room
