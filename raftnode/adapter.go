@@ -40,9 +40,16 @@ func (r *replica) Apply(log *raft.Log) any {
 		return err
 	}
 	r.mu.Lock()
+	old := r.state.Head()
+	before, _ := r.state.Recovery()
 	result, err := r.state.Apply(log.Index, log.Term, log.Data)
 	head := r.state.Head()
+	after, _ := r.state.Recovery()
 	r.mu.Unlock()
+	if after.RecoveryID != before.RecoveryID && after.Head != old.Hash {
+		return r.fail(fmt.Errorf("%w at index %d: server %d went on with another history than this server has: keep this data "+
+			"directory for an audit, and start on another one to join as a new server", ErrReplicaStopped, log.Index, after.Survivor))
+	}
 	if err == nil && r.journal != nil {
 		err = r.journal.append(head, log.Data)
 	}

@@ -219,6 +219,7 @@ type testServer struct {
 	snaps    raft.SnapshotStore
 	peers    PeerClient // nil: net
 	template Config
+	adjust   func(*Config) // after everything else; may be nil
 	observer *testObserver
 	stall    stall        // of the disk
 	voteTime atomic.Int64 // nanoseconds of a write of term or vote
@@ -290,6 +291,15 @@ func (s *testServer) open(join ...string) error {
 	config.OpenStores = func(string, bool, *slog.Logger) (*Stores, error) {
 		return &Stores{Log: &stallingLog{s.log, &s.stall}, Stable: &slowStable{s.log, &s.voteTime}, Snapshots: s.snaps, Close: func() error { return nil }}, nil
 	}
+	if s.adjust != nil {
+		s.adjust(&config)
+	}
+	defer func() { // a test may end Open by a panic, as a kill would
+		if r := recover(); r != nil {
+			s.node = nil
+			panic(errors.Join(fmt.Errorf("%v", r), listener.Close(), dir.Close()))
+		}
+	}()
 	s.node, err = Open(context.Background(), config)
 	if err != nil {
 		return errors.Join(err, listener.Close(), dir.Close())

@@ -54,6 +54,10 @@ type Config struct {
 	Environment *registry.Environment
 	Peers       PeerClient
 
+	// SurviveAlone lets this server go on as the only voter when the locks of all other voters, on this host, prove that
+	// they are dead. It needs the stores of OpenBoltStores.
+	SurviveAlone bool
+
 	Heartbeat     time.Duration // between servers; silent is three of these
 	Grace         time.Duration // how long a server that is down stays a voter
 	RaftHeartbeat time.Duration

@@ -375,7 +375,8 @@ func refuseForeign(dir string) error {
 
 // isLeftover recognises the temporary files of a server that was killed while it wrote them.
 func isLeftover(name string) bool {
-	return name == probeFileName || strings.HasPrefix(name, "."+identityFileName)
+	return name == probeFileName || strings.HasPrefix(name, "."+identityFileName) ||
+		strings.HasPrefix(name, "."+fenceFileName) || strings.HasPrefix(name, "."+recoveryFileName)
 }
 
 func removeLeftovers(dir string) {

@@ -45,18 +45,43 @@
 // by holding the proposals until the target has our last entry, and sending it Raft's own TimeoutNow. A server that is
 // the only voter sends it to itself, so it need not wait for its election timeout.
 //
+// # Going on alone
+//
+// When all other voters are dead, Raft alone cannot go on. On one host their death can be proved: a running server holds
+// the flock of its data directory, also while it is paused. A server that has been without a leader for a second (a minute,
+// if it never saw one) looks at these locks (recover_watch.go). When all are free Run returns ErrRecover, and the next Open
+// recovers before Raft starts (recover.go): it locks every voter that any log names, takes the best log of all, gives it a
+// configuration of this server alone in a term that nobody has seen, and puts a fence into every other directory. All
+// that is undecided, and may be done again or discarded, until one replacement of recovery.json, made while all locks are
+// held. Locks alone would not do: when the survivor dies too, the others must not come back on their old logs.
+//
+// A server that finds a fence asks the survivor's directory, which is on the same host, what became of it (fence.go).
+// Decided: it archives its log and joins again, with an empty one, under its own id. Not decided, and the survivor does
+// not run: it ends the recovery and lifts the fence. It never guesses.
+//
+// An empty log under an old id is dangerous: such a server has forgotten its votes, and the first configurations of the
+// history name it as a voter, server 1 even as the only one. So it starts with the recovery's term, and gives and asks for
+// no votes until its log reaches beyond the recovery (votegate.go).
+//
+// Nobody goes on alone by itself across hosts, after a boot, over a network file system, with one log that cannot be read,
+// or after StopCluster. Recover is the operator's way; it passes over voters that cannot be found, never over one that runs.
+//
 // # Disk
 //
 // A data directory holds server.json and lock (datadir.go), raft.db with Raft's log and votes, snapshots, and the journal, whose
-// bytes journal_format.go lays out. One from before there was a journal gets it: of the log, or from the others. A server with
-// an id and without raft.db does not start: it has forgotten its votes. One without an id never ran Raft, so a
-// raft.db there is left from a start that was cut short, and is cleared.
+// bytes journal_format.go lays out. One from before there was a journal gets it: of the log, or from the others. After a
+// recovery it also holds recovery.json at the survivor, rejoin.json at those it left behind, and the replaced logs in
+// archive, which may be removed once all servers vote again. A server with an id and without raft.db does not start: it has
+// forgotten its votes. One without an id never ran Raft, so a raft.db there is left from a start that was cut short, and is
+// cleared.
 //
 // # Limits
 //
 // A journal that was cut at a record's end after its last sync cannot be told from one that ended there; the other servers'
 // journals, or the log, can tell. Damage in a segment before the last one is found some time after the start.
 //
-// Detection of a dead leader is Raft's own, by its timeouts. A group of two voters needs both. A disk that stalls is not
-// detected. Which leader a client should ask is in Status, and in *NotLeaderError.
+// Voters that an operator gave up, and that start again on their old directories, are found out when they meet the
+// recovery's entry, but not when a snapshot of theirs reaches beyond it.
+//
+// Which leader a client should ask is in Status, and in *NotLeaderError.
 package raftnode

@@ -386,8 +386,9 @@ func (n *Node) report() ServerReport {
 // findOthers asks the addresses that were given to join, while no leader is known: after a restart all the others may
 // be elsewhere.
 func (n *Node) findOthers(ctx context.Context) {
-	for ok := len(n.config.Join) > 0; ok; ok = sleep(ctx, n.config.Heartbeat) {
-		if _, leader := n.raft.LeaderWithID(); leader != "" {
+	for first, ok := true, len(n.config.Join) > 0; ok; first, ok = false, sleep(ctx, n.config.Heartbeat) {
+		// Once in any case: an only voter is its own leader at once, and knows nobody who moved.
+		if _, leader := n.raft.LeaderWithID(); leader != "" && !first {
 			continue
 		}
 		for _, address := range n.config.Join {

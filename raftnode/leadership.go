@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,8 +31,8 @@ const (
 
 // Run does this server's duties until ctx ends, the node is closed, its replica stops or its disk stalls for good: heartbeats and, while it leads, the
 // membership and lead. Lead is called once this server took office, with a context that ends with the leadership; Run
-// waits for it, and calls it again when it returns early. Run returns nil, or why the replica stopped, or
-// ErrDiskStalled; it is called once.
+// waits for it, and calls it again when it returns early. Run returns nil, why the replica stopped, ErrDiskStalled or
+// ErrRecover; it is called once.
 func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint64) error) error {
 	n.running.Lock()
 	defer n.running.Unlock()
@@ -62,6 +63,13 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint
 	if listener := n.watchListener(); listener != nil {
 		work.Go(func() { n.serveWatches(ctx, listener) })
 	}
+	work.Go(func() { n.openGate(ctx) })
+	var orphan error
+	work.Go(func() {
+		if orphan = n.watchOrphaned(ctx); orphan != nil {
+			cancel()
+		}
+	})
 	if n.onlyVoter() {
 		// Nobody else could win or object, so there is nothing to wait for.
 		if err := n.callElection(ctx, n.id); err != nil {
@@ -80,10 +88,7 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint
 		cancel()
 	}
 	work.Wait()
-	if err := n.replica.failure(); err != nil {
-		return err
-	}
-	return stalled
+	return cmp.Or(n.replica.failure(), stalled, orphan)
 }
 
 // watchLeadership runs one term after the other. LeaderCh holds the last change only, so a loss and a gain in quick
@@ -190,6 +195,7 @@ func (n *Node) tryTakeOffice(ctx context.Context) (term uint64, err error) {
 		return 0, n.replica.fail(fmt.Errorf("%w: the log is of cluster %s, server.json says %s: %w",
 			ErrReplicaStopped, clusterID, n.clusterID, ErrForeignCluster))
 	}
+	commands = append(n.announceRecovery(), commands...)
 	outcomes, err := n.commits.propose(ctx, term, commands)
 	if err != nil {
 		return 0, err

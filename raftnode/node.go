@@ -47,6 +47,9 @@ type Node struct {
 	peers     peerSet
 	watchers  watchers
 	disk      watchdog
+	gate      *voteGate      // nil: none is needed
+	recovered *recoveryFacts // the last recovery that this server did; nil: none
+	alone     atomic.Value   // string: why this server does not go on alone
 
 	term        atomic.Uint64 // the term in which this server is in office; 0: it is not
 	stopping    atomic.Bool   // a planned stop has begun
@@ -116,9 +119,17 @@ func (n *Node) open(ctx context.Context) error {
 	n.log = n.log.With("server_id", n.id)
 	n.peers.init()
 
-	var err error
-	if n.stores, err = n.config.OpenStores(n.config.DataDir.Path(), fresh, n.log); err != nil {
+	rejoin, err := n.settle(ctx, identity)
+	if err != nil {
+		return err
+	}
+	if n.stores, err = n.config.OpenStores(n.config.DataDir.Path(), fresh || rejoin != nil, n.log); err != nil {
 		return fmt.Errorf("open raft log: %w", err)
+	}
+	if rejoin != nil {
+		if err := rejoin.beginAgain(n.config.DataDir.Path(), n.stores); err != nil {
+			return err
+		}
 	}
 	if n.journal, err = openJournal(journalConfig{
 		dataDir:      n.config.DataDir.Path(),
@@ -135,6 +146,9 @@ func (n *Node) open(ctx context.Context) error {
 	n.disk.limit, n.disk.alarm = n.config.StallLimit, n.diskAlarm
 	n.disk.guard(n.stores)
 	n.openTransport()
+	if n.gate, err = n.closedGate(); err != nil {
+		return err
+	}
 	raftConfig := n.raftConfig()
 	if founding {
 		self := raft.Server{ID: raftID(n.id), Address: raftAddress(n.id, n.config.Advertise)}
@@ -219,7 +233,12 @@ func (n *Node) raftConfig() *raft.Config {
 // startRaft also turns what the library panics over, a log with holes, into an error.
 func (n *Node) startRaft(config *raft.Config) (err error) {
 	defer recoverDamage(filepath.Join(n.config.DataDir.Path(), logFile), &err)
-	instance, err := raft.NewRaft(config, n.replica, n.stores.Log, n.stores.Stable, n.stores.Snapshots, n.transport)
+	var transport raft.Transport = n.transport
+	if n.gate != nil {
+		transport = n.gate
+		config.HeartbeatTimeout, config.ElectionTimeout = gateTimeout, gateTimeout
+	}
+	instance, err := raft.NewRaft(config, n.replica, n.stores.Log, n.stores.Stable, n.stores.Snapshots, transport)
 	if failure := n.replica.failure(); failure != nil {
 		return failure // the library only says that no snapshot could be restored
 	}
@@ -310,6 +329,9 @@ func (n *Node) release() error {
 		var errs []error
 		if ended != nil {
 			errs = append(errs, ended.Error())
+		}
+		if n.gate != nil {
+			n.gate.close()
 		}
 		if n.journal != nil { // nothing is applied any more
 			errs = append(errs, n.journal.close())

@@ -84,7 +84,8 @@ func start(ctx context.Context, config StartConfig, unlock func()) (*Node, error
 		}
 		config.Listener = listener
 	}
-	if identity.ServerID == 0 && !config.Bootstrap {
+	fenced, err := readFence(config.DataDir.Path(), fenceFileName)
+	if (identity.ServerID == 0 && !config.Bootstrap) || fenced != nil || err != nil {
 		unlock()
 	}
 	node, err := Open(ctx, config.Config)

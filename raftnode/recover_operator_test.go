@@ -1,0 +1,137 @@
+package raftnode
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"raftmine/fsm"
+)
+
+// TestUnreadVotersThatMayHaveGoneOnAreToldOf counts what the unread voters need: a majority of the voters that the read
+// ones know of, or of a group that has one more or less by now.
+func TestUnreadVotersThatMayHaveGoneOnAreToldOf(t *testing.T) {
+	for _, row := range []struct {
+		voters, unread int
+		mayLose        bool
+	}{{2, 0, false}, {2, 1, true}, {3, 1, false}, {3, 2, true}, {4, 1, false}, {4, 2, true}, {5, 2, false}, {5, 3, true}} {
+		plan := RecoveryPlan{Voters: make([]uint64, row.voters), NotRead: make([]LostVoter, row.unread)}
+		if got := plan.MayLose(); got != row.mayLose {
+			t.Errorf("%d of %d voters unread: may lose %t", row.unread, row.voters, got)
+		}
+	}
+}
+
+func TestOperatorsRecoveryGivesUpWhatCannotBeFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 3)
+		c.strike(20)
+		for id := range uint64(3) {
+			c.server(id + 1).kill()
+		}
+		if err := os.Rename(c.server(1).dir, c.server(1).dir+".moved"); err != nil {
+			t.Fatal(err)
+		}
+		dir, err := OpenDataDir(c.server(3).dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := RecoverConfig{DataDir: dir, Host: fsm.Host{MachineID: "machine", BootID: "boot"}}
+
+		// Nothing is done unless it is confirmed.
+		before := snapshotOf(t, filepath.Dir(c.server(3).dir))
+		var plan RecoveryPlan
+		if err := Recover(config, func(p RecoveryPlan) bool { plan = p; return false }); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(plan.Read, []uint64{2, 3}) || len(plan.NotRead) != 1 || plan.NotRead[0].ID != 1 || plan.MayLose() {
+			t.Errorf("plan %+v", plan)
+		}
+		after := snapshotOf(t, filepath.Dir(c.server(3).dir))
+		for path, content := range before {
+			if filepath.Base(path) != lockFileName && after[path] != content {
+				t.Errorf("%s was changed without a confirmation", path)
+			}
+		}
+		if _, made := after[filepath.Join(c.server(3).dir, recoveryFileName)]; made {
+			t.Error("a recovery was noted without a confirmation")
+		}
+
+		// A running server is never passed over.
+		lock, err := lockDirectory(c.server(2).dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = Recover(config, func(RecoveryPlan) bool { return true })
+		if err == nil || !strings.Contains(err.Error(), "in use by another raftmine server") {
+			t.Errorf("beside a running server: %v", err)
+		}
+		if err := lock.Release(); err != nil {
+			t.Fatal(err)
+		}
+
+		// One that was cut short is not gone on with by itself.
+		func() {
+			defer func() { _ = recover() }()
+			defer func(old func(string)) { recoveryStep = old }(recoveryStep)
+			recoveryStep = func(step string) {
+				if step == "fenced 2" {
+					panic(killed)
+				}
+			}
+			t.Errorf("not cut short: %v", Recover(config, func(RecoveryPlan) bool { return true }))
+		}()
+		if err := dir.Close(); err != nil {
+			t.Fatal(err)
+		}
+		c.reopen(3)
+		if said := c.disks[2].logs.String(); !strings.Contains(said, "repeat it") {
+			t.Errorf("said %q", said)
+		}
+		c.reopen(2) // its fence is void
+		c.strike(5)
+		c.server(2).kill()
+		c.server(3).kill()
+
+		if dir, err = OpenDataDir(c.server(3).dir); err != nil {
+			t.Fatal(err)
+		}
+		config.DataDir = dir
+		if err := Recover(config, func(RecoveryPlan) bool { return true }); err != nil {
+			t.Fatal(err)
+		}
+		err = Recover(config, func(RecoveryPlan) bool { return true })
+		if err == nil || !strings.Contains(err.Error(), "only voter already") {
+			t.Errorf("once more: %v", err)
+		}
+		if err := dir.Close(); err != nil {
+			t.Fatal(err)
+		}
+		c.reopen(3)
+		c.strike(5)
+		c.nothingLost(c.server(3).node)
+
+		if dir, err = OpenDataDir(c.server(2).dir); err != nil {
+			t.Fatal(err)
+		}
+		config.DataDir = dir
+		err = Recover(config, func(RecoveryPlan) bool { return true })
+		if err == nil || !strings.Contains(err.Error(), "left behind when server 3 went on alone") {
+			t.Errorf("of a fenced server: %v", err)
+		}
+		if err := dir.Close(); err != nil {
+			t.Fatal(err)
+		}
+		c.reopen(2)
+		if err := os.Rename(c.server(1).dir+".moved", c.server(1).dir); err != nil {
+			t.Fatal(err)
+		}
+		c.reopen(1) // unfenced, and too few to win
+		c.whole(3)
+		c.wait("all have the same state", c.same)
+		c.nothingLost(c.leader())
+	})
+}

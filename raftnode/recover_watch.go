@@ -1,0 +1,180 @@
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"raftmine/fsm"
+	"raftmine/raftnode/registry"
+)
+
+// ErrRecover: Run found that every other voter is dead. The owner closes the node and opens it again on the same data
+// directory: the recovery is done there, before Raft starts.
+var ErrRecover = errors.New("every other voter is dead: going on alone")
+
+// When a server without a leader looks whether all others are dead. Tuning. The first is short, because whoever saw
+// the leader die has nothing to wait for; the second leaves a person time to start the servers of a cluster one by one.
+const (
+	orphanedAfterLoss  = time.Second
+	orphanedAfterStart = time.Minute
+	orphanLook         = 100 * time.Millisecond
+	orphanPauseFirst   = time.Second
+	orphanPauseMost    = 15 * time.Second
+)
+
+// watchOrphaned writes the intent to recover, and returns ErrRecover, once this server has been without a leader and the
+// locks of all other voters are free. It returns nil when ctx ends.
+func (n *Node) watchOrphaned(ctx context.Context) error {
+	if !n.config.SurviveAlone {
+		return nil
+	}
+	since, patience := time.Now(), orphanedAfterStart
+	pause := orphanPauseFirst
+	for sleep(ctx, orphanLook) {
+		if _, leader := n.raft.LeaderWithID(); leader == "" && n.gated() {
+			n.setAlone(fmt.Sprintf("it was left behind when server %d went on: start server %d", n.gate.survivor, n.gate.survivor))
+			continue
+		}
+		if _, leader := n.raft.LeaderWithID(); leader != "" || n.raft.State() == raft.Leader || n.gated() || n.stopping.Load() {
+			if leader != "" {
+				patience = orphanedAfterLoss
+			}
+			since, pause = time.Now(), orphanPauseFirst
+			n.setAlone("")
+			continue
+		}
+		if time.Since(since) < patience {
+			continue
+		}
+		err := n.orphaned()
+		if err == nil {
+			if _, err = writeIntent(n.config.DataDir.Path(), false); err == nil {
+				return ErrRecover
+			}
+		}
+		n.setAlone(err.Error())
+		if !sleep(ctx, pause) {
+			break
+		}
+		pause = min(2*pause, orphanPauseMost)
+	}
+	return nil
+}
+
+// setAlone keeps why this server does not go on alone; empty: there is no need to.
+func (n *Node) setAlone(why string) {
+	if old, _ := n.alone.Swap(why).(string); old != why && why != "" {
+		n.log.Info("no leader, and this server does not go on alone", "reason", why)
+	}
+}
+
+// Alone says why this server, which has no leader, does not go on alone; empty: it has one, or has not looked yet.
+func (n *Node) Alone() string {
+	why, _ := n.alone.Load().(string)
+	return why
+}
+
+// orphaned returns nil when the locks of all other voters are free. It looks at the whole log, not at the applied
+// state: without a leader nobody says what of it is committed. The recovery itself checks all of it again, and more.
+func (n *Node) orphaned() (err error) {
+	dir := n.config.DataDir.Path()
+	defer recoverDamage(filepath.Join(dir, logFile), &err)
+	if err := localDisk(dir); err != nil {
+		return err
+	}
+	h, err := replayStores(n.stores.Log, n.stores.Stable, n.stores.Snapshots)
+	if err != nil {
+		return err
+	}
+	voters := h.voters()
+	switch {
+	case !slices.Contains(voters, n.id):
+		return errors.New("this server is not a voter")
+	case h.state.Stopped():
+		return errors.New("the cluster was stopped on purpose: start all of its servers")
+	}
+	for _, id := range voters {
+		if id == n.id {
+			continue
+		}
+		row, known := h.state.Server(id)
+		if !known {
+			return fmt.Errorf("server %d is not in the server table", id)
+		}
+		if err := provablyDead(row, n.config.Host); err != nil {
+			return fmt.Errorf("server %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// provablyDead returns nil when the lock of a server's directory is free on this very host and boot.
+func provablyDead(row fsm.Server, host fsm.Host) error {
+	if row.Host != host || host.MachineID == "" || host.BootID == "" {
+		return errors.New("it is on another machine, or this one was started again since")
+	}
+	if err := localDisk(row.DataDir); err != nil {
+		return err
+	}
+	held, pid, err := registry.LockHolder(filepath.Join(row.DataDir, lockFileName))
+	if err != nil {
+		return err
+	}
+	if held {
+		return fmt.Errorf("data directory %s is %w%s", row.DataDir, ErrDataDirInUse, pidText(pid))
+	}
+	return nil
+}
+
+// settle does what must be done before Raft starts: it passes a fence, or finishes a recovery. It returns the fence when
+// this server begins again with an empty log.
+func (n *Node) settle(ctx context.Context, identity Identity) (*fence, error) {
+	f, err := passFence(ctx, n.config.DataDir, func(survivor uint64) {
+		n.log.Warn("a recovery that left this server behind is not decided yet, waiting", "server_id", identity.ServerID, "survivor", survivor)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if f != nil {
+		n.log.Warn("left behind by a recovery, beginning again with an empty log", "server_id", identity.ServerID,
+			"survivor", f.Survivor, "archive", filepath.Join(n.config.DataDir.Path(), archiveFolder, f.RecoveryID.String()))
+		if survivor, err := readIdentity(f.SurvivorDir); err == nil {
+			n.book.hear(f.Survivor, survivor.Address)
+		}
+		return f, nil
+	}
+	if !n.config.SurviveAlone { // an intent of before is not gone on with
+		if err := discardIntent(n.config.DataDir.Path()); err != nil {
+			return nil, err
+		}
+	}
+	n.recovered, err = settleRecovery(recovery{dir: n.config.DataDir, identity: identity, host: n.config.Host,
+		env: n.config.Environment, log: n.log})
+	return nil, err
+}
+
+// announceRecovery returns what the first entry after a recovery here begins with: the recovery, and that the voters it
+// left behind are no members until they return. It is empty once anything follows the recovered history.
+func (n *Node) announceRecovery() (commands []fsm.Command) {
+	if n.recovered == nil {
+		return nil
+	}
+	n.View(func(v fsm.View) {
+		if v.Head() != n.recovered.head() {
+			return
+		}
+		commands = append(commands, n.recovered.command())
+		for _, id := range n.recovered.Left {
+			if row, ok := v.Server(id); ok && row.Member {
+				commands = append(commands, fsm.RemoveServer{ServerID: id, Reason: fmt.Sprintf("server %d went on alone", n.id)})
+			}
+		}
+	})
+	return commands
+}
