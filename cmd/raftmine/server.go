@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -67,6 +69,7 @@ type serverOptions struct {
 	insecure                bool
 	keepLog                 bool
 	withStdin               bool
+	again                   bool // this process served before
 }
 
 func newServerCommand() *cobra.Command {
@@ -101,7 +104,13 @@ and has the lowest id leads.`,
 				listen = "" // where this server listened last, if that is free
 			}
 			logLevel, _ := cmd.Flags().GetString("log-level")
-			return o.serve(ctx, listen, env, out, logger, logLevel)
+			err = o.serve(ctx, listen, env, out, logger, logLevel)
+			for errors.Is(err, raftnode.ErrRecover) && ctx.Err() == nil {
+				out.print(recoveringView{"recovering", os.Getpid()}, "every other voter is dead: going on alone")
+				o.again, listen = true, "" // where it listened before
+				err = o.serve(ctx, listen, env, out, logger, logLevel)
+			}
+			return err
 		},
 	}
 	cmd.AddCommand(newMembershipCommands()...)
@@ -120,6 +129,7 @@ and has the lowest id leads.`,
 	cmd.Flags().DurationVar(&o.grantTime, "grant-time", coordinator.DefaultGrantTime, "how much work one grant is")
 	_ = cmd.Flags().MarkHidden("grant-time")
 	addStdinFlag(cmd, &o.withStdin)
+	cmd.AddCommand(newServerRecoverCommand())
 	return cmd
 }
 

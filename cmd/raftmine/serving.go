@@ -70,7 +70,7 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 	defer func() { err = errors.Join(err, peers.Close()) }()
 	hub := rpc.NewHub()
 	config := raftnode.Config{Advertise: o.advertise, Join: splitList(o.join), Environment: env, Peers: peers, JoinTimeout: o.joinTimeout,
-		Heartbeat: o.heartbeat, Grace: o.grace, Version: version, Logger: logger, Observer: hub, TrailingLogs: trailing}
+		Heartbeat: o.heartbeat, Grace: o.grace, Version: version, Logger: logger, Observer: hub, TrailingLogs: trailing, SurviveAlone: true}
 	tuneNode(&config)
 	node, err := raftnode.Start(ctx, raftnode.StartConfig{Config: config, DataDirPath: o.dataDir, Listen: listen})
 	if err != nil {
@@ -91,7 +91,9 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 			return o.lead(term, number, node, server, hub, source, logger)
 		})
 	}()
-	out.processStarted(processStarted{Role: "server", ID: node.ID(), PID: os.Getpid(), Address: node.Address(), DataDir: node.DataDir()})
+	if !o.again { // it is the same process, on the same address and directory
+		out.processStarted(processStarted{Role: "server", ID: node.ID(), PID: os.Getpid(), Address: node.Address(), DataDir: node.DataDir()})
+	}
 	told := make(chan struct{})
 	go func() {
 		defer close(told)
@@ -197,8 +199,9 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 		switch {
 		case status.LeaderID == 0:
 			if !without.IsZero() && time.Since(without) > leaderless {
-				voters := strings.Trim(fmt.Sprint(status.Voters), "[]")
-				out.print(waitingView{"waiting", status.Voters}, "no leader: waiting until a majority of the servers %s is up", voters)
+				alone := node.Alone()
+				out.print(waitingView{"waiting", status.Voters, alone}, "no leader: waiting until a majority of the servers %s is up%s",
+					strings.Trim(fmt.Sprint(status.Voters), "[]"), notAlone(alone))
 				without, known = time.Time{}, 0 // said once
 			}
 		case status.LeaderID != known:
@@ -225,6 +228,21 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 type waitingView struct {
 	Event  string   `json:"event"`
 	Voters []uint64 `json:"voters"`
+	Alone  string   `json:"not_alone,omitempty"` // why this server does not go on alone
+}
+
+// recoveringView says that the server begins again as the only voter.
+type recoveringView struct {
+	Event string `json:"event"`
+	PID   int    `json:"pid"`
+}
+
+// notAlone explains why a server without a leader does not go on alone, and what a person can do.
+func notAlone(why string) string {
+	if why == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (this server does not go on alone: %s; to make it, stop it and see \"raftmine server recover --help\")", why)
 }
 
 // companionServers says where the companion looks for the leader: nowhere but in the local environment when that is

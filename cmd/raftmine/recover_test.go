@@ -1,0 +1,183 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"raftmine/raftnode/registry"
+)
+
+// recoveryServers are servers of one environment that a test kills and starts again.
+type recoveryServers struct {
+	t           *testing.T
+	dir         string
+	environment string
+	running     map[int]*process
+}
+
+func startRecoveryServers(t *testing.T, quantity int) *recoveryServers {
+	t.Helper()
+	dir := keepOnFailure(t)
+	s := &recoveryServers{t: t, dir: dir, environment: filepath.Join(dir, "environment"), running: make(map[int]*process)}
+	for id := 1; id <= quantity; id++ {
+		if started := s.start(id); started["id"] != float64(id) {
+			t.Fatalf("server %d was given id %v", id, started["id"])
+		}
+	}
+	s.wait("all vote and are up", func(view statusView) bool {
+		return view.Leader == 1 && len(view.Servers) == quantity && !slices.ContainsFunc(view.Servers, func(row serverView) bool { return !row.Voter || !row.Up })
+	})
+	return s
+}
+
+func (s *recoveryServers) dataDir(id int) string {
+	return filepath.Join(s.dir, fmt.Sprint("server-", id))
+}
+
+func (s *recoveryServers) start(id int) map[string]any {
+	s.t.Helper()
+	s.running[id] = startProcess(s.t, "server", "--environment", s.environment, "--data-dir", s.dataDir(id), "--heartbeat", "300ms", "-o", "json")
+	started, _ := s.running[id].waitEvent(0, "process_started")
+	return started
+}
+
+func (s *recoveryServers) kill(ids ...int) {
+	s.t.Helper()
+	for _, id := range ids {
+		s.running[id].signal(syscall.SIGKILL)
+	}
+	for _, id := range ids {
+		_ = s.running[id].waitExit()
+		delete(s.running, id)
+	}
+}
+
+func (s *recoveryServers) wait(what string, good func(statusView) bool) (last statusView) {
+	s.t.Helper()
+	eventually(s.t, what, func() string {
+		view, problem := statusOf(s.t, s.environment)
+		if problem == "" && !good(view) {
+			problem = fmt.Sprintf("%+v", view.Servers)
+		}
+		last = view
+		return problem
+	})
+	return last
+}
+
+// TestTwoServersOnOneHostSurviveTheLeader: kill -9 of one, and the other leads; started again, the lowest id leads.
+func TestTwoServersOnOneHostSurviveTheLeader(t *testing.T) {
+	s := startRecoveryServers(t, 2)
+	died := time.Now()
+	s.kill(1)
+	s.wait("server 2 leads alone", func(view statusView) bool { return view.Leader == 2 })
+	t.Logf("server 2 leads %v after kill -9 of the leader", time.Since(died).Round(time.Millisecond))
+	if events := s.running[2].events("process_started"); len(events) != 1 {
+		t.Errorf("server 2 said %d times that it is ready", len(events))
+	}
+	if events := s.running[2].events("recovering"); len(events) != 1 || events[0]["pid"] != float64(s.running[2].cmd.Process.Pid) {
+		t.Errorf("server 2 said %v", events)
+	}
+	if started := s.start(1); started["id"] != float64(1) {
+		t.Errorf("server 1 came back as %v", started["id"])
+	}
+	s.wait("server 1 leads again, and both vote", func(view statusView) bool {
+		return view.Leader == 1 && len(view.Servers) == 2 && view.Servers[0].Voter && view.Servers[1].Voter && view.Servers[0].Up && view.Servers[1].Up
+	})
+	s.kill(1)
+	s.wait("server 2 leads once more", func(view statusView) bool { return view.Leader == 2 })
+}
+
+func TestLastOfThreeServersOnOneHostLeads(t *testing.T) {
+	s := startRecoveryServers(t, 3)
+	s.kill(1, 2)
+	s.wait("server 3 leads alone", func(view statusView) bool { return view.Leader == 3 })
+	s.start(2)
+	s.start(1)
+	s.wait("server 1 leads again, and all vote", func(view statusView) bool {
+		return view.Leader == 1 && len(view.Servers) == 3 && !slices.ContainsFunc(view.Servers, func(row serverView) bool { return !row.Voter || !row.Up })
+	})
+}
+
+// TestRecoverAsksBeforeItGivesUpAVoter: the directory of server 1 is out of reach, so server 2 waits until a person decides.
+func TestRecoverAsksBeforeItGivesUpAVoter(t *testing.T) {
+	s := startRecoveryServers(t, 2)
+	s.kill(1)
+	if err := os.Rename(s.dataDir(1), s.dataDir(1)+".elsewhere"); err != nil {
+		t.Fatal(err)
+	}
+	s.running[2].waitLine(0, "why it waits", func(line string) bool {
+		var waiting waitingView
+		return json.Unmarshal([]byte(line), &waiting) == nil && waiting.Event == "waiting" && strings.Contains(waiting.Alone, "server 1: ")
+	})
+	args := []string{"server", "recover", "--environment", s.environment, "--data-dir", s.dataDir(2)}
+	if code, _, said := command(t, args...); code != exitFailed || !strings.Contains(said, fmt.Sprintf("(pid %d)", s.running[2].cmd.Process.Pid)) {
+		t.Errorf("beside the running server: exit code %d, said %q", code, said)
+	}
+	s.kill(2)
+	code, explained, said := command(t, args...)
+	if code != exitFailed || !strings.Contains(said, "--yes") || !strings.Contains(said, "nothing was changed") {
+		t.Errorf("without --yes: exit code %d, said %q", code, said)
+	}
+	for _, part := range []string{"Server 2 would go on as the only voter", "server 1, last at", "no such file", "WHAT THIS MAY LOSE", "move their data directories away"} {
+		if !strings.Contains(explained, part) {
+			t.Errorf("explained %q, without %q", explained, part)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(s.dataDir(2), "recovery.json")); err == nil {
+		t.Error("something was changed without --yes")
+	}
+	code, done, said := command(t, append(args, "--yes", "-o", "json")...)
+	var view recoveryView
+	if err := json.Unmarshal([]byte(done), &view); code != exitDone || err != nil || view.Event != "recovered" || view.ID != 2 ||
+		!slices.Equal(view.Read, []uint64{2}) || len(view.NotRead) != 1 || view.NotRead[0].ID != 1 || !view.MayLose {
+		t.Fatalf("with --yes: exit code %d, %q, %q, %v", code, done, said, err)
+	}
+	s.start(2)
+	s.wait("server 2 leads", func(view statusView) bool { return view.Leader == 2 })
+
+	// Server 1 was not fenced. Its log has nothing that server 2 lacks, so it cannot win on it, and is taken in again.
+	if err := os.Rename(s.dataDir(1)+".elsewhere", s.dataDir(1)); err != nil {
+		t.Fatal(err)
+	}
+	s.start(1)
+	s.wait("server 1 leads again", func(view statusView) bool {
+		return view.Leader == 1 && len(view.Servers) == 2 && view.Servers[0].Voter && view.Servers[1].Voter
+	})
+	if code, _, said := command(t, args...); code != exitFailed || !strings.Contains(said, "in use") {
+		t.Errorf("beside the running servers: exit code %d, said %q", code, said)
+	}
+	if code, _, said := command(t, "server", "recover", "--environment", filepath.Join(s.dir, "empty")); code != exitUsage || !strings.Contains(said, "--data-dir") {
+		t.Errorf("nothing to recover: exit code %d, said %q", code, said)
+	}
+}
+
+// TestRecoverNeverPassesOverARunningServer: server 1 is only paused, and keeps its lock.
+func TestRecoverNeverPassesOverARunningServer(t *testing.T) {
+	s := startRecoveryServers(t, 2)
+	s.running[1].signal(syscall.SIGSTOP)
+	s.running[2].waitLine(0, "why it waits", func(line string) bool {
+		var waiting waitingView
+		return json.Unmarshal([]byte(line), &waiting) == nil && waiting.Event == "waiting" && strings.Contains(waiting.Alone, "in use by another raftmine server")
+	})
+	s.kill(2)
+	code, _, said := command(t, "server", "recover", "--environment", s.environment, "--data-dir", s.dataDir(2), "--yes")
+	if code != exitFailed || !strings.Contains(said, fmt.Sprintf("(pid %d)", s.running[1].cmd.Process.Pid)) {
+		t.Errorf("exit code %d, said %q", code, said)
+	}
+	if env, err := registry.Open(s.environment); err != nil {
+		t.Fatal(err)
+	} else if entries, err := env.Entries(); err != nil || len(entries) != 1 {
+		t.Errorf("entries %v, %v", entries, err)
+	}
+	s.running[1].signal(syscall.SIGCONT)
+	s.start(2)
+	s.wait("server 1 leads both", func(view statusView) bool { return view.Leader == 1 && len(view.Servers) == 2 && view.Servers[1].Up })
+}
