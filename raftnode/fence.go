@@ -154,10 +154,12 @@ func (f *fence) archive(dir string) error {
 	if _, err := os.Stat(filepath.Join(archive, logFile)); err == nil {
 		return nil
 	}
+	if err := f.holdsJournal(journalEnd(dir, f.ClusterID)); err != nil {
+		return f.foreign(filepath.Join(dir, journalFolder), err)
+	}
 	if h, err := readHistory(dir); err == nil { // one that cannot be read is archived as it is: it is needed no more
 		if err := f.holds(h); err != nil {
-			return fmt.Errorf("%s is no beginning of what server %d went on with: %w; keep this data directory for an audit, "+
-				"and start on another one to join as a new server", filepath.Join(dir, logFile), f.Survivor, err)
+			return f.foreign(filepath.Join(dir, logFile), err)
 		}
 	}
 	if err := makeArchive(dir, archive); err != nil {
@@ -175,6 +177,12 @@ func (f *fence) archive(dir string) error {
 		return fmt.Errorf("archive log: %w", err)
 	}
 	return nil
+}
+
+// foreign is the end of a start: nothing was moved, and what the cluster lacks is kept for a person to look at.
+func (f *fence) foreign(path string, err error) error {
+	return fmt.Errorf("%s is no beginning of what server %d went on with: %w; keep this data directory for an audit, "+
+		"and start on another one to join as a new server", path, f.Survivor, err)
 }
 
 // holds compares the old log with the recovered one as far as the log alone allows. Entries that were never committed may

@@ -31,6 +31,7 @@ const stageBatch = 512
 //	intent     into the own recovery.json
 //	lock       every voter of every log that is found, until nothing new is named
 //	stage      the best log and a configuration of this server alone, into the own recovery folder
+//	journal    the records that this log no longer has, from the others' journals into the own one
 //	fence      into every other voter's directory
 //	decide     the own recovery.json, in one replacement, while all locks are held
 //	install    moves the staged stores into their place
@@ -146,14 +147,13 @@ func (r *recovery) take(id uint64) error {
 			}
 		}
 	}
-	var err error
-	switch {
-	case !known:
-		err = errors.New("it is not in the server table")
-	case row.Host != r.host || row.Host.MachineID == "" || row.Host.BootID == "":
-		err = errors.New("it is on another machine, or this one was started again since")
-	default:
-		err = r.lock(row)
+	err := errors.New("it is not in the server table")
+	if known {
+		err = sameBoot(row.Host, r.host)
+		// After a boot a free lock is no proof that a server does not run elsewhere by now; the operator knows.
+		if err == nil || r.operator && row.Host.MachineID == r.host.MachineID && r.host.MachineID != "" {
+			err = r.lock(row)
+		}
 	}
 	switch {
 	case err == nil:
@@ -237,6 +237,9 @@ func (r *recovery) choose() error {
 		term = max(term, voter.term)
 		if voter.id != r.identity.ServerID {
 			r.facts.Left = append(r.facts.Left, voter.id)
+		}
+		if err := r.best.contains(voter.journal); err != nil {
+			return refuse("the journal of server %d, in %s, does not fit: %w", voter.id, voter.path, err)
 		}
 		if voter == r.best || voter.begun {
 			continue
@@ -385,6 +388,10 @@ func (r *recovery) goOn() error {
 		return refuse("copy the log of server %d: %w", r.best.id, err)
 	}
 	recoveryStep("staged")
+	if err := r.completeJournal(); err != nil {
+		return refuse("complete the journal: %w", err)
+	}
+	recoveryStep("journal")
 	for _, voter := range r.sorted() {
 		if voter.lock == nil {
 			continue
@@ -441,35 +448,36 @@ func writeIntent(dir string, operator bool) (uuid.UUID, error) {
 }
 
 // settleRecovery finishes what a recovery left in the directory of a server that is about to start, before Raft does.
-// It returns the last recovery that was done here, for the leader to announce; nil: none.
-func settleRecovery(r recovery) (*recoveryFacts, error) {
+// It returns the last recovery that was done here, for the leader to announce; nil: none. Refused says why one that was
+// intended did not come about.
+func settleRecovery(r recovery) (last *recoveryFacts, refused, err error) {
 	record, err := readRecovery(r.dir.Path())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := installRecovery(r.dir.Path(), record); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if record.Intent != nil {
-		err := refuse("the operator's recovery was cut short: repeat it")
+		refused = refuse("the operator's recovery was cut short: repeat it")
 		if !record.Intent.Operator {
-			err = r.run(record.Intent.RecoveryID)
+			refused = r.run(record.Intent.RecoveryID)
 		}
-		if err != nil && !errors.Is(err, ErrNotRecovered) {
-			return nil, err // decided, and not installed: the disk
+		if refused != nil && !errors.Is(refused, ErrNotRecovered) {
+			return nil, nil, refused // decided, and not installed: the disk
 		}
-		if err != nil {
-			r.log.Warn("recovery discarded", "server_id", r.identity.ServerID, "error", err)
+		if refused != nil {
+			r.log.Warn("recovery discarded", "server_id", r.identity.ServerID, "error", refused)
 			if err := discardIntent(r.dir.Path()); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 		if record, err = readRecovery(r.dir.Path()); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	if last := record.last(); last != nil {
-		return &last.recoveryFacts, nil
+	if done := record.last(); done != nil {
+		last = &done.recoveryFacts
 	}
-	return nil, nil
+	return last, refused, nil
 }

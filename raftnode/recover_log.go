@@ -28,6 +28,7 @@ type history struct {
 	servers     []raft.Server // the latest configuration
 	state       *fsm.State
 	committed   fsm.Head            // of the snapshot: committed for certain
+	journal     fsm.Head            // the end of the journal: committed as well
 	heads       map[uint64]fsm.Head // after each replayed entry, by its index
 	// begun says that the server began anew behind a fence and its log does not reach beyond the recovery yet: it stands
 	// for nothing, and its configuration may be one of long ago.
@@ -69,6 +70,9 @@ func readHistory(dir string) (h *history, err error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	h.begun = rejoin != nil && h.lastTerm < rejoin.NewTerm
+	if identity, err := readIdentity(dir); err == nil {
+		h.journal = journalEnd(dir, identity.ClusterID)
+	}
 	return h, nil
 }
 
@@ -191,11 +195,8 @@ func (h *history) compare(other *history) int {
 // agrees checks what Raft promises: what another server has committed for certain is in this log, and entries of one index
 // and term have one past. A log that breaks it was damaged in a way that no checksum found.
 func (h *history) agrees(other *history) error {
-	if other.committed.Index > h.state.Head().Index {
-		return fmt.Errorf("it has entry %d committed, and the best log ends with entry %d", other.committed.Index, h.state.Head().Index)
-	}
-	if own, ok := h.heads[other.committed.Index]; ok && own != other.committed {
-		return fmt.Errorf("its snapshot of entry %d is not on the chain of the best log", other.committed.Index)
+	if err := h.contains(other.committed); err != nil {
+		return err
 	}
 	for index, theirs := range other.heads {
 		if own, ok := h.heads[index]; ok && own.Term == theirs.Term && own != theirs {

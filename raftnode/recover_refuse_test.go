@@ -31,9 +31,9 @@ func TestNobodyGoesOnAloneWithoutProof(t *testing.T) {
 			}
 			return func() { _ = lock.Release() }
 		}, "in use by another raftmine server"},
-		{"another boot", fsm.Host{MachineID: "machine", BootID: "another"}, nil, "another machine"},
+		{"another boot", fsm.Host{MachineID: "machine", BootID: "another"}, nil, "started again"},
 		{"another machine", fsm.Host{MachineID: "another", BootID: "boot"}, nil, "another machine"},
-		{"no boot id", fsm.Host{MachineID: "machine"}, nil, "another machine"},
+		{"no boot id", fsm.Host{MachineID: "machine"}, nil, "no boot id"},
 		{"the directory is gone", fsm.Host{}, func(t *testing.T, c *diskCluster) func() {
 			moved := c.server(1).dir + ".moved"
 			if err := os.Rename(c.server(1).dir, moved); err != nil {
@@ -146,6 +146,9 @@ func TestRecoveryThatCannotBeProvedIsDiscarded(t *testing.T) {
 				record, err := readRecovery(c.server(2).dir)
 				if err != nil || record.Intent != nil || len(record.Done) != 0 {
 					t.Errorf("record %+v, %v", record, err)
+				}
+				if why := c.server(2).node.Alone(); !strings.Contains(why, row.says) {
+					t.Errorf("the server says %q, want %q", why, row.says)
 				}
 				if left, _ := filepath.Glob(filepath.Join(c.server(2).dir, recoveryFolder)); left != nil {
 					t.Errorf("left %v", left)

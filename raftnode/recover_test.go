@@ -187,8 +187,13 @@ func (c *diskCluster) open(id uint64) error {
 func (c *diskCluster) orphaned(id uint64) {
 	c.t.Helper()
 	s := c.server(id)
-	if err := <-s.ran; !errors.Is(err, ErrRecover) {
-		c.t.Fatalf("server %d ended with %v", id, err)
+	select {
+	case err := <-s.ran:
+		if !errors.Is(err, ErrRecover) {
+			c.t.Fatalf("server %d ended with %v", id, err)
+		}
+	case <-time.After(10 * time.Minute):
+		c.t.Fatalf("server %d does not go on alone: %s", id, s.node.Alone())
 	}
 	s.ran <- nil // kill waits for it
 	s.kill()
@@ -356,7 +361,8 @@ func TestBestLogBehindASnapshotIsTaken(t *testing.T) {
 		c.reopen(2)
 		c.whole(3)
 		c.wait("all have the same state", c.same)
-		c.histories() // what only the archived logs' servers had, too
+		c.histories()
+		c.wantHistories()
 		c.server(2).kill()
 		c.server(1).kill()
 		c.orphaned(3)
@@ -375,6 +381,7 @@ func TestSurvivorKilledAfterEachStep(t *testing.T) {
 	}{
 		{"locked", false},
 		{"staged", false},
+		{"journal", false},
 		{"fenced 1", false},
 		{"fenced 2", false},
 		{"decided", true},
@@ -413,6 +420,7 @@ func TestSurvivorKilledAfterEachStep(t *testing.T) {
 				c.whole(3)
 				c.wait("all have the same state", c.same)
 				c.histories()
+				c.wantHistories()
 				for _, s := range c.servers {
 					c.nothingLost(s.node)
 				}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -114,10 +115,23 @@ func (n *Node) orphaned() (err error) {
 	return nil
 }
 
+// sameBoot returns nil when a server ran on this very host and boot, as far as its row says.
+func sameBoot(row, host fsm.Host) error {
+	switch {
+	case host.MachineID == "" || host.BootID == "":
+		return errors.New("this machine has no machine id or no boot id, so it cannot be told from another machine")
+	case row.MachineID != host.MachineID:
+		return errors.New("it is on another machine")
+	case row.BootID != host.BootID:
+		return errors.New("it ran before this machine was started again, or on another machine with the same machine id")
+	}
+	return nil
+}
+
 // provablyDead returns nil when the lock of a server's directory is free on this very host and boot.
 func provablyDead(row fsm.Server, host fsm.Host) error {
-	if row.Host != host || host.MachineID == "" || host.BootID == "" {
-		return errors.New("it is on another machine, or this one was started again since")
+	if err := sameBoot(row.Host, host); err != nil {
+		return err
 	}
 	if err := localDisk(row.DataDir); err != nil {
 		return err
@@ -154,8 +168,12 @@ func (n *Node) settle(ctx context.Context, identity Identity) (*fence, error) {
 			return nil, err
 		}
 	}
-	n.recovered, err = settleRecovery(recovery{dir: n.config.DataDir, identity: identity, host: n.config.Host,
+	var refused error
+	n.recovered, refused, err = settleRecovery(recovery{dir: n.config.DataDir, identity: identity, host: n.config.Host,
 		env: n.config.Environment, log: n.log})
+	if refused != nil {
+		n.alone.Store(strings.TrimPrefix(refused.Error(), ErrNotRecovered.Error()+": ")) // until there is a leader
+	}
 	return nil, err
 }
 

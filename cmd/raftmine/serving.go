@@ -77,6 +77,7 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 		return endedEarly(ctx, hintForStart(err))
 	}
 	defer func() { err = errors.Join(err, node.Close()) }()
+	o.dataDir = node.DataDir() // in which it goes on after ErrRecover
 	server, err := rpc.NewServer(rpc.Config{Node: node, Hub: hub, Logger: logger, Version: version})
 	if err != nil {
 		return err
