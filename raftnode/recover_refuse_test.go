@@ -248,3 +248,60 @@ func TestReplicaWithAnotherHistoryThanTheRecoveredStops(t *testing.T) {
 		t.Error("the replica goes on")
 	}
 }
+
+// TestServersThatAreMerelyStartedAgainElectAsEver: both died, and both come back, within a minute or after a boot. Nobody goes
+// on alone, whoever comes first.
+func TestServersThatAreMerelyStartedAgainElectAsEver(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		apart  time.Duration
+		booted bool
+		first  uint64
+	}{
+		{"in one instant", 0, false, 1},
+		{"the leader later", 50 * time.Second, false, 2},
+		{"the follower later", 50 * time.Second, false, 1},
+		{"the leader long after a boot", 10 * time.Minute, true, 2},
+		{"the follower long after a boot", 10 * time.Minute, true, 1},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newDiskCluster(t, 2)
+				c.strike(10)
+				// As a power cut does it: the one that dies later has no time to notice.
+				c.server(1).kill()
+				c.server(2).kill()
+				if row.booted {
+					for _, s := range c.servers {
+						adjust := s.adjust
+						s.adjust = func(config *Config) {
+							adjust(config)
+							config.Host.BootID = "next boot"
+						}
+					}
+				}
+				c.reopen(row.first)
+				time.Sleep(row.apart)
+				if row.booted {
+					if why := c.server(row.first).node.Alone(); !strings.Contains(why, "started again") {
+						t.Errorf("the first one says %q", why)
+					}
+				}
+				c.reopen(3 - row.first)
+				c.whole(2)
+				for _, s := range c.servers {
+					c.nothingLost(s.node)
+					record, err := readRecovery(s.dir)
+					if err != nil || record.Intent != nil || len(record.Done) != 0 {
+						t.Errorf("server %d has %+v, %v", s.node.ID(), record, err)
+					}
+					if len(s.ran) != 0 {
+						t.Errorf("server %d ended", s.node.ID())
+					}
+				}
+				c.wait("both have the same state", c.same)
+				c.wantHistories()
+			})
+		})
+	}
+}
