@@ -17,6 +17,7 @@ type group struct {
 	dir         string
 	servers     []*process // server i+1
 	addresses   []string
+	miner       *process
 }
 
 // startGroup starts servers, one after the other, and waits until all are up. Short heartbeats make the test short.
@@ -29,8 +30,8 @@ func startGroup(t *testing.T, servers int) *group {
 	for i := range servers {
 		g.start(i + 1)
 	}
-	miner := startProcess(t, "miner", "--environment", g.environment, "-o", "json")
-	_, _ = miner.waitEvent(0, "process_started")
+	g.miner = startProcess(t, "miner", "--environment", g.environment, "-o", "json")
+	_, _ = g.miner.waitEvent(0, "process_started")
 	g.settled(1)
 	g.mines()
 	return g

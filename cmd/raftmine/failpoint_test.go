@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	_ "unsafe" // for linkname
 
 	"raftmine/fsm"
 	"raftmine/raftnode/coordinator"
@@ -25,6 +26,14 @@ const (
 	pointAfterVerdict = "after-verdict" // the verdict is logged, the next block is not asked for
 )
 
+// pointOfRecovery is a step of a recovery, by the name that raftnode gives it.
+func pointOfRecovery(step string) string { return "recovery: " + step }
+
+// raftnodeStep is raftnode's own hook, which nothing but tests may replace, so it has no exported name.
+//
+//go:linkname raftnodeStep raftmine/raftnode.recoveryStep
+var raftnodeStep func(step string)
+
 // failpointMark is what a process leaves behind. The last solution it knew, if any.
 type failpointMark struct{ Nonce, Timestamp uint64 }
 
@@ -37,6 +46,7 @@ func useFailpoints(folder string) {
 		f := failpoints(folder)
 		return failProposer{p, f}, failSource{s, f}
 	}
+	raftnodeStep = func(step string) { failpoints(folder).reach(pointOfRecovery(step), 0, 0) }
 }
 
 // failpoints is the folder.

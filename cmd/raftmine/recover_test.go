@@ -3,14 +3,15 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
+	"raftmine/raftnode"
 	"raftmine/raftnode/registry"
 )
 
@@ -70,40 +71,6 @@ func (s *recoveryServers) wait(what string, good func(statusView) bool) (last st
 		return problem
 	})
 	return last
-}
-
-// TestTwoServersOnOneHostSurviveTheLeader: kill -9 of one, and the other leads; started again, the lowest id leads.
-func TestTwoServersOnOneHostSurviveTheLeader(t *testing.T) {
-	s := startRecoveryServers(t, 2)
-	died := time.Now()
-	s.kill(1)
-	s.wait("server 2 leads alone", func(view statusView) bool { return view.Leader == 2 })
-	t.Logf("server 2 leads %v after kill -9 of the leader", time.Since(died).Round(time.Millisecond))
-	if events := s.running[2].events("process_started"); len(events) != 1 {
-		t.Errorf("server 2 said %d times that it is ready", len(events))
-	}
-	if events := s.running[2].events("recovering"); len(events) != 1 || events[0]["pid"] != float64(s.running[2].cmd.Process.Pid) {
-		t.Errorf("server 2 said %v", events)
-	}
-	if started := s.start(1); started["id"] != float64(1) {
-		t.Errorf("server 1 came back as %v", started["id"])
-	}
-	s.wait("server 1 leads again, and both vote", func(view statusView) bool {
-		return view.Leader == 1 && len(view.Servers) == 2 && view.Servers[0].Voter && view.Servers[1].Voter && view.Servers[0].Up && view.Servers[1].Up
-	})
-	s.kill(1)
-	s.wait("server 2 leads once more", func(view statusView) bool { return view.Leader == 2 })
-}
-
-func TestLastOfThreeServersOnOneHostLeads(t *testing.T) {
-	s := startRecoveryServers(t, 3)
-	s.kill(1, 2)
-	s.wait("server 3 leads alone", func(view statusView) bool { return view.Leader == 3 })
-	s.start(2)
-	s.start(1)
-	s.wait("server 1 leads again, and all vote", func(view statusView) bool {
-		return view.Leader == 1 && len(view.Servers) == 3 && !slices.ContainsFunc(view.Servers, func(row serverView) bool { return !row.Voter || !row.Up })
-	})
 }
 
 // TestRecoverAsksBeforeItGivesUpAVoter: the directory of server 1 is out of reach, so server 2 waits until a person decides.
@@ -180,4 +147,32 @@ func TestRecoverNeverPassesOverARunningServer(t *testing.T) {
 	s.running[1].signal(syscall.SIGCONT)
 	s.start(2)
 	s.wait("server 1 leads both", func(view statusView) bool { return view.Leader == 1 && len(view.Servers) == 2 && view.Servers[1].Up })
+}
+
+// TestRecoveryIsConfirmedInFullOrNotAtAll: nothing but a typed yes, on a terminal, is one.
+func TestRecoveryIsConfirmedInFullOrNotAtAll(t *testing.T) {
+	plan := raftnode.RecoveryPlan{ServerID: 2, Index: 120, Term: 3, LogOf: 1, Voters: []uint64{1, 2, 3}, Read: []uint64{1, 2},
+		NotRead: []raftnode.LostVoter{{ID: 3, Why: "it is on another machine"}}}
+	for _, row := range []struct {
+		typed    string
+		terminal bool
+		json     bool
+		want     bool
+	}{{"yes\n", true, false, true}, {" yes \n", true, false, true}, {"y\n", true, false, false}, {"no\n", true, false, false},
+		{"\n", true, false, false}, {"", true, false, false}, {"yes\n", false, false, false}, {"yes\n", true, true, false}} {
+		var terminal io.Reader
+		if row.terminal {
+			terminal = strings.NewReader(row.typed)
+		}
+		var told, prompt strings.Builder
+		if got := confirmRecovery(plan, &printer{w: &told, json: row.json}, terminal, &prompt); got != row.want {
+			t.Errorf("%+v: %t", row, got)
+		}
+		if asked := prompt.Len() > 0; asked != (row.terminal && !row.json) {
+			t.Errorf("%+v: asked %q", row, prompt.String())
+		}
+		if !row.json && !strings.Contains(told.String(), "Other voters whose logs were read: 1.") {
+			t.Errorf("%+v: told %q", row, told.String())
+		}
+	}
 }

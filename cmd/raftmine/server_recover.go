@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"raftmine/raftnode"
 	"raftmine/raftnode/registry"
@@ -23,8 +27,10 @@ func newServerRecoverCommand() *cobra.Command {
 
 On one host a server does this by itself once the locks of all other voters are free. This command is for voters that
 this host cannot look at: those of another machine, or whose data directory is gone. It reads the log of every voter that
-it finds, takes the best one, keeps these voters from ever using their old logs again, and gives up the rest. Without
---yes it only says what it would do and what that may lose.`,
+it finds, takes the best one, keeps these voters from ever using their old logs again, and gives up the rest.
+
+It says first what it would do and what that may lose, and changes nothing before that is confirmed: on a terminal by
+typing "yes", elsewhere with --yes.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out, err := newPrinter(cmd)
@@ -39,15 +45,26 @@ it finds, takes the best one, keeps these voters from ever using their old logs 
 			if err != nil {
 				return err
 			}
-			return recoverServer(env, dataDir, yes, out, logger)
+			confirm := func(raftnode.RecoveryPlan) bool { return true }
+			if !yes {
+				var terminal io.Reader
+				if file, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+					terminal = file
+				}
+				confirm = func(plan raftnode.RecoveryPlan) bool {
+					return confirmRecovery(plan, out, terminal, cmd.ErrOrStderr())
+				}
+			}
+			return recoverServer(env, dataDir, confirm, out, logger)
 		},
 	}
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "folder of the server that goes on (default: the only one in the local environment)")
-	cmd.Flags().BoolVar(&yes, "yes", false, "do it; without this flag nothing is changed")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do it without asking; needed where there is no terminal")
 	return cmd
 }
 
-func recoverServer(env *registry.Environment, path string, yes bool, out *printer, logger *slog.Logger) (err error) {
+func recoverServer(env *registry.Environment, path string, confirm func(raftnode.RecoveryPlan) bool, out *printer,
+	logger *slog.Logger) (err error) {
 	if path == "" {
 		if path, err = onlyDataDir(env); err != nil {
 			return err
@@ -64,23 +81,36 @@ func recoverServer(env *registry.Environment, path string, yes bool, out *printe
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	var plan raftnode.RecoveryPlan
+	done := false
 	err = raftnode.Recover(raftnode.RecoverConfig{DataDir: dir, Environment: env, Logger: logger}, func(p raftnode.RecoveryPlan) bool {
-		plan = p
-		return yes
+		plan, done = p, confirm(p)
+		return done
 	})
 	if err != nil {
 		return err
 	}
-	view := recoveryViewOf(plan)
-	if !yes {
-		view.Event = "recovery_plan"
-		out.print(view, "%s", strings.TrimSpace(explainRecovery(plan)))
+	if !done {
 		return hinted(errors.New("nothing was changed"), "repeat the command with --yes to do it")
 	}
+	view := recoveryViewOf(plan)
 	view.Event = "recovered"
 	out.print(view, "server %d is the only voter now, with everything up to entry %d: start it with \"raftmine server --data-dir %s\"",
 		plan.ServerID, plan.Index, plan.DataDir)
 	return nil
+}
+
+// confirmRecovery explains the plan and asks for a "yes". Without a terminal, nil, the answer is no. The voters that were read
+// stay locked until then.
+func confirmRecovery(plan raftnode.RecoveryPlan, out *printer, terminal io.Reader, prompt io.Writer) bool {
+	view := recoveryViewOf(plan)
+	view.Event = "recovery_plan"
+	out.print(view, "%s", strings.TrimSpace(explainRecovery(plan)))
+	if terminal == nil || out.json {
+		return false
+	}
+	fmt.Fprint(prompt, `Type "yes" to do it: `)
+	answer, _ := bufio.NewReader(terminal).ReadString('\n') // its end is a no
+	return strings.TrimSpace(answer) == "yes"
 }
 
 // recoveryView is the plan of a recovery, and what was done.
@@ -118,8 +148,11 @@ func explainRecovery(plan raftnode.RecoveryPlan) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "Server %d would go on as the only voter, with everything up to entry %d of term %d, which is the log of server %d.\n",
 		plan.ServerID, plan.Index, plan.Term, plan.LogOf)
-	fmt.Fprintf(&text, "Voters whose logs were read: %s. They never use these logs again: they keep them in their archive folders and join anew\nunder their ids when they start.\n",
-		idList(plan.Read))
+	others := slices.DeleteFunc(slices.Clone(plan.Read), func(id uint64) bool { return id == plan.ServerID })
+	if len(others) > 0 {
+		fmt.Fprintf(&text, "Other voters whose logs were read: %s. They never use these logs again: they keep them in their archive folders and join\nanew under their ids when they start.\n",
+			idList(others))
+	}
 	if len(plan.NotRead) == 0 {
 		text.WriteString("Every voter was read: nothing that was acknowledged is lost.\n")
 		return text.String()
