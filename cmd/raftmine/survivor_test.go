@@ -230,3 +230,32 @@ func (s *survivors) waitFor(id, survivor int, step string) {
 		s.t.Errorf("%s: server %d had a leader without the survivor: %v", step, id, led)
 	}
 }
+
+// TestServerWithoutADataDirGoesOnInItsOwn: the first free directory of the environment is that of the server that died.
+func TestServerWithoutADataDirGoesOnInItsOwn(t *testing.T) {
+	environment := filepath.Join(keepOnFailure(t), "environment")
+	var servers []*process
+	for id := 1; id <= 2; id++ {
+		p := startProcess(t, "server", "--environment", environment, "--heartbeat", "300ms", "-o", "json")
+		if started, _ := p.waitEvent(0, "process_started"); started["id"] != float64(id) {
+			t.Fatalf("server %d was given id %v", id, started["id"])
+		}
+		servers = append(servers, p)
+	}
+	eventually(t, "both vote and are up", func() string {
+		view, problem := statusOf(t, environment)
+		if problem == "" && (view.Leader != 1 || !view.Servers[1].Voter || !view.Servers[1].Up) {
+			problem = fmt.Sprintf("%+v", view.Servers)
+		}
+		return problem
+	})
+	servers[0].signal(syscall.SIGKILL)
+	_ = servers[0].waitExit()
+	eventually(t, "server 2 leads", func() string {
+		view, problem := statusOf(t, environment)
+		if problem == "" && (view.Leader != 2 || view.AnsweredBy != 2) {
+			problem = fmt.Sprintf("leader %d, answered by %d", view.Leader, view.AnsweredBy)
+		}
+		return problem
+	})
+}
