@@ -55,8 +55,13 @@
 // that is undecided, and may be done again or discarded, until one replacement of recovery.json, made while all locks are
 // held. Locks alone would not do: when the survivor dies too, the others must not come back on their old logs.
 //
+// Where the best log begins behind this server's history, the records in between are copied from the others' journals,
+// before Raft starts (recover_journal.go). They are committed, so they may stay when the recovery is not decided. A journal
+// also says what was committed for certain: without it no log is gone on with.
+//
 // A server that finds a fence asks the survivor's directory, which is on the same host, what became of it (fence.go).
-// Decided: it archives its log and joins again, with an empty one, under its own id. Not decided, and the survivor does
+// Decided: it archives its log and joins again, with an empty one, under its own id. It keeps its journal, which must be a
+// beginning of the survivor's history; else it does not start, and nothing is moved. Not decided, and the survivor does
 // not run: it ends the recovery and lifts the fence. It never guesses.
 //
 // An empty log under an old id is dangerous: such a server has forgotten its votes, and the first configurations of the
