@@ -50,6 +50,15 @@ func TestOperatorsRecoveryGivesUpWhatCannotBeFound(t *testing.T) {
 		if !slices.Equal(plan.Read, []uint64{2, 3}) || len(plan.NotRead) != 1 || plan.NotRead[0].ID != 1 || plan.MayLose() {
 			t.Errorf("plan %+v", plan)
 		}
+		// After a boot the logs of this machine are still read; of what is on another one nothing is believed.
+		for host, read := range map[fsm.Host][]uint64{{MachineID: "machine", BootID: "next boot"}: {2, 3}, {MachineID: "another", BootID: "boot"}: {3}} {
+			elsewhere := config
+			elsewhere.Host = host
+			var plan RecoveryPlan
+			if err := Recover(elsewhere, func(p RecoveryPlan) bool { plan = p; return false }); err != nil || !slices.Equal(plan.Read, read) {
+				t.Errorf("on %+v: plan %+v, %v", host, plan, err)
+			}
+		}
 		after := snapshotOf(t, filepath.Dir(c.server(3).dir))
 		for path, content := range before {
 			if filepath.Base(path) != lockFileName && after[path] != content {
