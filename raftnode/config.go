@@ -103,8 +103,8 @@ type Config struct {
 	OpenStores func(dir string, fresh bool, logger *slog.Logger) (*Stores, error)
 	// Probe dials an address and hangs up. It returns an error matching syscall.ECONNREFUSED when the port refuses.
 	Probe func(ctx context.Context, address string) error
-	// openJournalFile, when not nil, is the disk that the journal is written to.
-	openJournalFile func(path string, flag int, mode fs.FileMode) (journalFile, error)
+	// OpenJournalFile, when not nil, opens the files that the journal is written to.
+	OpenJournalFile func(path string, flag int, mode fs.FileMode) (JournalFile, error)
 	// withoutJournal is for measuring what the journal costs.
 	withoutJournal bool
 	// Now is the wall clock.

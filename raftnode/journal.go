@@ -32,8 +32,8 @@ const (
 	syncEach = 2 << 20
 )
 
-// journalFile is what a journal writes to.
-type journalFile interface {
+// JournalFile is what a journal writes to: a file, or the disk of a test.
+type JournalFile interface {
 	io.WriteCloser
 	Sync() error
 }
@@ -45,7 +45,7 @@ type journalConfig struct {
 	segmentBytes int64
 	logger       *slog.Logger
 	// open opens a segment for writing: os.OpenFile, or a test's disk.
-	open func(path string, flag int, mode fs.FileMode) (journalFile, error)
+	open func(path string, flag int, mode fs.FileMode) (JournalFile, error)
 }
 
 // journal keeps the history: one record for each entry that the state machine applies. It is given each head of the state,
@@ -58,7 +58,7 @@ type journal struct {
 
 	mu       sync.Mutex // guards all below
 	segments []segment  // in order
-	out      journalFile
+	out      JournalFile
 	size     int64    // of the last segment
 	place    fsm.Head // of the state; at the end of the history, but for a while after a start
 	again    *segmentReader
@@ -165,7 +165,7 @@ func (j *journal) begin(header segmentHeader) error {
 }
 
 // createSegment makes a segment that has its header, on the disk, from the moment it has its name.
-func createSegment(config journalConfig, path string, header segmentHeader) (_ journalFile, err error) {
+func createSegment(config journalConfig, path string, header segmentHeader) (_ JournalFile, err error) {
 	temporary := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
 	file, err := config.open(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {

@@ -148,7 +148,7 @@ type gapFill struct {
 	from, to fsm.Head
 	head     fsm.Head // after the last record
 	files    []segment
-	out      journalFile
+	out      JournalFile
 	size     int64
 	buffer   []byte
 }

@@ -329,7 +329,7 @@ func TestDamagedJournalStopsTheServer(t *testing.T) {
 func TestServerWhoseDiskIsFullStopsAndLosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := &brokenDisk{space: 2500}
-		c := newTestCluster(t, 1, smallLog, func(config *Config) { config.openJournalFile = disk.open })
+		c := newTestCluster(t, 1, smallLog, func(config *Config) { config.OpenJournalFile = disk.open })
 		s := c.servers[0]
 		acknowledged := 0
 		for i := range 200 {
@@ -386,7 +386,7 @@ func (s watchedSink) Close() error {
 func TestJournalIsSyncedBeforeASnapshotIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := &brokenDisk{space: 1 << 20}
-		c := newTestCluster(t, 1, func(config *Config) { config.openJournalFile = disk.open })
+		c := newTestCluster(t, 1, func(config *Config) { config.OpenJournalFile = disk.open })
 		s := c.servers[0]
 		s.kill()
 		var last fsm.Head

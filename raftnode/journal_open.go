@@ -16,7 +16,7 @@ import (
 // tail is cut. It reads the last segment whole, and of the others where they begin and end: verify reads the rest.
 func openJournal(config journalConfig) (_ *journal, err error) {
 	if config.open == nil {
-		config.open = func(path string, flag int, mode fs.FileMode) (journalFile, error) {
+		config.open = func(path string, flag int, mode fs.FileMode) (JournalFile, error) {
 			return os.OpenFile(path, flag, mode)
 		}
 	}

@@ -369,7 +369,7 @@ type brokenFile struct {
 	*os.File
 }
 
-func (d *brokenDisk) open(path string, flag int, mode fs.FileMode) (journalFile, error) {
+func (d *brokenDisk) open(path string, flag int, mode fs.FileMode) (JournalFile, error) {
 	file, err := os.OpenFile(path, flag, mode)
 	if err != nil {
 		return nil, err

@@ -136,7 +136,7 @@ func (n *Node) open(ctx context.Context) error {
 		clusterID:    n.clusterID,
 		segmentBytes: n.config.JournalSegment,
 		logger:       n.log,
-		open:         n.config.openJournalFile,
+		open:         n.config.OpenJournalFile,
 	}); err != nil {
 		return err
 	}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+
+	"raftmine/fsm"
+	"raftmine/fsm/pow"
+	"raftmine/raftnode"
+	"raftmine/raftnode/coordinator"
+)
+
+func simDice(seed, stream uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, stream)) }
+
+// simHistory is what the clients of a cluster saw.
+type simHistory struct {
+	mu    sync.Mutex
+	acked []simAnswer
+}
+
+// simAnswer is an answer that its miner was told to be committed.
+type simAnswer struct {
+	miner  string
+	answer coordinator.Message
+}
+
+func (h *simHistory) sent(string, coordinator.Message) {}
+
+func (h *simHistory) acknowledged(miner string, answer coordinator.Message) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.acked = append(h.acked, simAnswer{miner, answer})
+}
+
+func (h *simHistory) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.acked)
+}
+
+// proposer gives a coordinator its consensus.
+func (s *sim) proposer(p *simProcess, term uint64) coordinator.Proposer {
+	return simProposer{proposer{p.node}, p}
+}
+
+type simProposer struct {
+	coordinator.Proposer
+	p *simProcess
+}
+
+func (p simProposer) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.Outcome, error) {
+	return p.Proposer.Propose(ctx, commands...)
+}
+
+// audit replays the history of each server and holds the promises against it.
+func (s *sim) audit(totals *simTotals, same bool) {
+	s.mu.Lock()
+	totals.terms.Add(int64(len(s.terms)))
+	s.mu.Unlock()
+	totals.answers.Add(int64(s.history.count()))
+	for _, server := range s.servers {
+		p := server.running()
+		if p == nil {
+			continue
+		}
+		replayed := s.replay(server)
+		if replayed == nil {
+			continue
+		}
+		totals.blocks.Add(int64(replayed.Accepted()))
+		var live pow.Hash
+		p.node.View(func(v fsm.View) { live = v.Digest() })
+		if same && replayed.Digest() != live {
+			s.fail("the history of server %d is replayed to another state than its own", server.id)
+		}
+		if same {
+			return // the others have the same history
+		}
+	}
+}
+
+// replay goes through a server's journal.
+func (s *sim) replay(server *simServer) *fsm.State {
+	reader, err := raftnode.ReadJournal(server.faultyDisk().dir)
+	if err != nil {
+		s.fail("read the history of server %d: %v", server.id, err)
+		return nil
+	}
+	state := fsm.New()
+	leaders := make(map[uint64]uint64) // by term
+	done := make(map[simAnswer]bool)
+	for record, err := range reader.Records() {
+		if err != nil {
+			s.fail("read the history of server %d: %v", server.id, err)
+			return nil
+		}
+		entry, err := fsm.DecodeEntry(record.Data)
+		if err != nil {
+			s.fail("entry %d: %v", record.Index, err)
+			return nil
+		}
+		if leader, ok := leaders[record.Term]; ok && leader != entry.LeaderID {
+			s.fail("entry %d of term %d is server %d's, one before was server %d's", record.Index, record.Term, entry.LeaderID, leader)
+		}
+		leaders[record.Term] = entry.LeaderID
+		result, err := state.Apply(record.Index, record.Term, record.Data)
+		if err != nil {
+			s.fail("entry %d: %v", record.Index, err)
+			return nil
+		}
+		if record.Index%8 == 0 {
+			if err := state.Check(); err != nil {
+				s.fail("the state after entry %d is broken: %v", record.Index, err)
+			}
+		}
+		for i, outcome := range result.Outcomes {
+			if outcome.Code != fsm.Done {
+				continue
+			}
+			switch c := entry.Commands[i].(type) {
+			case fsm.Finish:
+				done[simAnswer{c.Miner, coordinator.AnswerNo{GrantID: c.GrantID, JobID: c.JobID, Timestamp: c.Timestamp, Nonces: c.Nonces,
+					Receipt: c.Receipt}}] = true
+			case fsm.Solve:
+				done[simAnswer{c.Miner, coordinator.AnswerYes{GrantID: c.GrantID, JobID: c.JobID, Timestamp: c.Timestamp, Nonce: c.Nonce}}] = true
+			}
+		}
+	}
+	if err := state.Check(); err != nil {
+		s.fail("the state is broken: %v", err)
+	}
+	s.history.mu.Lock()
+	for _, answer := range s.history.acked {
+		if !done[answer] {
+			s.fail("%+v of %s was acknowledged, and is not in the history of server %d", answer.answer, answer.miner, server.id)
+		}
+	}
+	s.history.mu.Unlock()
+	s.checkBlocks(state)
+	return state
+}
+
+// checkBlocks compares the blocks with what the web service accepted.
+func (s *sim) checkBlocks(state *fsm.State) {
+	accepted := s.web.acceptedHashes()
+	verdicts := make(map[pow.Hash]fsm.Verdict)
+	heights := make(map[uint64]bool)
+	for _, block := range state.Blocks(0, 0) {
+		verdicts[block.Hash] = block.Verdict
+		work := pow.Work{Previous: block.Previous, Timestamp: block.Timestamp, Bits: block.Bits}
+		if hash, valid := work.Verify(block.Nonce); !valid || hash != block.Hash {
+			s.fail("the proof of height %d does not hold", block.Height)
+		}
+		if block.Verdict != fsm.VerdictSuccess {
+			continue
+		}
+		if heights[block.Height] {
+			s.fail("height %d was accepted twice", block.Height)
+		}
+		heights[block.Height] = true
+		if !slices.Contains(accepted, block.Hash) {
+			s.fail("height %d is a success that the web service never accepted", block.Height)
+		}
+	}
+	job, _ := state.Job()
+	for _, hash := range accepted {
+		verdict, settled := verdicts[hash]
+		pending := job.Phase != fsm.PhaseClosed && job.Solution != nil && job.Solution.Hash == hash
+		if !pending && (!settled || verdict != fsm.VerdictSuccess && verdict != fsm.VerdictUnknown) {
+			s.fail("the web service accepted %v, the history says %v", hash, verdict)
+		}
+	}
+	for _, m := range s.miners {
+		if row, ok := state.Miner(m.name); ok && !m.liar && row.Strikes > 0 {
+			s.fail("honest miner %s has %d strikes", m.name, row.Strikes)
+		}
+	}
+}
