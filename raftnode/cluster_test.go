@@ -288,8 +288,10 @@ func (s *testServer) open(join ...string) error {
 	config.Version = "test"
 	config.Host = fsm.Host{MachineID: "machine", BootID: "boot"}
 	config.Observer = s.observer
-	config.OpenStores = func(string, bool, *slog.Logger) (*Stores, error) {
-		return &Stores{Log: &stallingLog{s.log, &s.stall}, Stable: &slowStable{s.log, &s.voteTime}, Snapshots: s.snaps, Close: func() error { return nil }}, nil
+	if config.OpenStores == nil {
+		config.OpenStores = func(string, bool, *slog.Logger) (*Stores, error) {
+			return &Stores{Log: &stallingLog{s.log, &s.stall}, Stable: &slowStable{s.log, &s.voteTime}, Snapshots: s.snaps, Close: func() error { return nil }}, nil
+		}
 	}
 	if s.adjust != nil {
 		s.adjust(&config)

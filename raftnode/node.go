@@ -47,6 +47,7 @@ type Node struct {
 	peers     peerSet
 	watchers  watchers
 	disk      watchdog
+	diskGuard diskGuard
 	gate      *voteGate      // nil: none is needed
 	recovered *recoveryFacts // the last recovery that this server did; nil: none
 	alone     atomic.Value   // string: why this server does not go on alone
@@ -144,6 +145,7 @@ func (n *Node) open(ctx context.Context) error {
 		n.replica.journal = n.journal
 	}
 	n.disk.limit, n.disk.alarm = n.config.StallLimit, n.diskAlarm
+	n.guardDisk()
 	n.disk.guard(n.stores)
 	n.openTransport()
 	if n.gate, err = n.closedGate(); err != nil {
@@ -212,6 +214,7 @@ func (n *Node) openTransport() {
 		MaxPool:               3,
 		Timeout:               n.config.TransportTimeout,
 	}, n.config.RaftLease/2, func() bool { return n.onlyFollower() != 0 })
+	n.transport.starting = func() { n.diskGuard.started.Store(true) }
 }
 
 func (n *Node) raftConfig() *raft.Config {
@@ -232,6 +235,11 @@ func (n *Node) raftConfig() *raft.Config {
 
 // startRaft also turns what the library panics over, a log with holes, into an error.
 func (n *Node) startRaft(config *raft.Config) (err error) {
+	defer func() {
+		if n.diskGuard.early != nil {
+			err = n.diskGuard.early // and no damage
+		}
+	}()
 	defer recoverDamage(filepath.Join(n.config.DataDir.Path(), logFile), &err)
 	var transport raft.Transport = n.transport
 	if n.gate != nil {

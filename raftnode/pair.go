@@ -28,6 +28,8 @@ type raftTransport struct {
 	*raft.NetworkTransport
 	beats *raft.NetworkTransport // for those heartbeats: it dials only
 	pair  func() bool
+
+	starting func() // diskerror.go
 }
 
 // newRaftTransport makes a transport on stream. Config is that of the library's transport.

@@ -141,7 +141,7 @@ func (s *sim) logger(name string) *slog.Logger {
 	}
 	began := s.began
 	return slog.New(slog.NewTextHandler(&s.logs, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
+		if a.Key == slog.TimeKey && a.Value.Kind() == slog.KindTime {
 			return slog.String("t", fmt.Sprintf("%.3f", a.Value.Time().Sub(began).Seconds()))
 		}
 		return a
