@@ -155,3 +155,18 @@ func TestSilentRaftConnectionsEndWithTheStream(t *testing.T) {
 		}
 	})
 }
+
+// TestServersThatMovedApartFindEachOther: one that moved while another was down, and that other one, which moves as well, know
+// only old addresses of each other. A third one, which both reach, tells.
+func TestServersThatMovedApartFindEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.servers[0].kill()
+		c.wait("server 2 leads", func() bool { return c.leads(2) })
+		c.servers[1].kill()
+		c.servers[1].start() // each start is at another address
+		c.wait("there is a leader again", func() bool { return c.leader() != nil })
+		c.servers[0].start()
+		c.wait("server 1 leads", func() bool { return c.leads(1) && c.up(1, 2, 3) })
+	})
+}

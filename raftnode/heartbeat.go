@@ -354,6 +354,7 @@ func (n *Node) HandleHeartbeat(request HeartbeatRequest) (ServerReport, error) {
 	}
 	n.log.Debug("heartbeat received", "from", request.ServerID, "address", request.Address)
 	n.book.hear(request.ServerID, request.Address)
+	n.passedOn.Store(&request.ServerAddresses)
 	if n.config.Observer != nil {
 		n.config.Observer.Heartbeat(request.ServerID, n.id, true)
 	}
@@ -383,15 +384,24 @@ func (n *Node) report() ServerReport {
 	}
 }
 
-// findOthers asks the addresses that were given to join, while no leader is known: after a restart all the others may
-// be elsewhere.
+// findOthers asks the addresses that were given to join, and those that others passed on in their heartbeats, while no
+// leader is known: after a restart the others may be elsewhere, and this server as well, so that those who moved meanwhile
+// do not find each other.
 func (n *Node) findOthers(ctx context.Context) {
-	for first, ok := true, len(n.config.Join) > 0; ok; first, ok = false, sleep(ctx, n.config.Heartbeat) {
+	for first, ok := true, true; ok; first, ok = false, sleep(ctx, n.config.Heartbeat) {
 		// Once in any case: an only voter is its own leader at once, and knows nobody who moved.
 		if _, leader := n.raft.LeaderWithID(); leader != "" && !first {
 			continue
 		}
-		for _, address := range n.config.Join {
+		addresses := slices.Clone(n.config.Join)
+		if passedOn := n.passedOn.Load(); passedOn != nil {
+			addresses = append(addresses, *passedOn...)
+		}
+		slices.Sort(addresses)
+		for _, address := range slices.Compact(addresses) {
+			if address == n.config.Advertise {
+				continue
+			}
 			if report, err := n.ask(ctx, 0, address); err == nil {
 				n.book.hear(report.ServerID, report.Address)
 				poke(n.regroup)

@@ -52,14 +52,15 @@ type Node struct {
 	recovered *recoveryFacts // the last recovery that this server did; nil: none
 	alone     atomic.Value   // string: why this server does not go on alone
 
-	term        atomic.Uint64 // the term in which this server is in office; 0: it is not
-	stopping    atomic.Bool   // a planned stop has begun
-	diskChanged chan struct{} // cap 1: the disk stalls, or no longer
-	govern      chan struct{} // cap 1: the leader has something to look at
-	regroup     chan struct{} // cap 1: the set of servers may have changed
-	configMu    sync.Mutex    // one change of Raft's configuration at a time
-	transferMu  sync.Mutex    // one leadership transfer at a time
-	transferTry transferPace  // used by the governing goroutine alone
+	term        atomic.Uint64            // the term in which this server is in office; 0: it is not
+	stopping    atomic.Bool              // a planned stop has begun
+	passedOn    atomic.Pointer[[]string] // where servers that are up listen, as the last heartbeat said
+	diskChanged chan struct{}            // cap 1: the disk stalls, or no longer
+	govern      chan struct{}            // cap 1: the leader has something to look at
+	regroup     chan struct{}            // cap 1: the set of servers may have changed
+	configMu    sync.Mutex               // one change of Raft's configuration at a time
+	transferMu  sync.Mutex               // one leadership transfer at a time
+	transferTry transferPace             // used by the governing goroutine alone
 
 	ctx        context.Context // ends with Close
 	cancel     context.CancelFunc

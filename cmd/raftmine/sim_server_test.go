@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,7 +92,7 @@ func (s *simServer) start(join ...string) error {
 
 // exited deals with a process that ends by itself, as it does when its disk fails.
 func (s *simServer) exited(p *simProcess, err error) {
-	if !errors.Is(err, raftnode.ErrDiskStalled) && !errors.Is(err, errSimDisk) {
+	if !errors.Is(err, raftnode.ErrDiskStalled) && !strings.Contains(err.Error(), errSimDisk.Error()) {
 		s.sim.fail("server %d ended by itself: %v", s.id, err)
 	}
 	s.sim.note("server %d ended: %v", s.id, err)

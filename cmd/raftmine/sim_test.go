@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -179,7 +178,7 @@ func newSim(schedule simSchedule, dir string, logs bool) (*sim, error) {
 func (s *sim) revive(id int) {
 	if err := s.server(id).start(); err != nil {
 		s.note("server %d does not start: %v", id, err)
-		if !errors.Is(err, errSimDisk) && !strings.Contains(err.Error(), "in use") {
+		if !strings.Contains(err.Error(), errSimDisk.Error()) && !strings.Contains(err.Error(), "in use") {
 			s.fail("server %d does not start: %v", id, err)
 		}
 	}
