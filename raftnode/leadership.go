@@ -269,8 +269,10 @@ var errNoTakeover = errors.New("it did not take over")
 // wedge a leader for good (hashicorp/raft issue 696): hold the proposals, wait until nothing is in flight and the target
 // has our last entry, then tell it to call an election. Proposals go on when it did not take over.
 func (n *Node) transfer(ctx context.Context, target uint64) error {
-	n.transferMu.Lock()
-	defer n.transferMu.Unlock()
+	if err := n.transferTurn.take(ctx); err != nil {
+		return err
+	}
+	defer n.transferTurn.pass()
 	term := n.raft.CurrentTerm()
 	n.log.Debug("leadership transfer begins", "to", target, "term", term)
 	if err := n.answersNow(ctx, target); err != nil {

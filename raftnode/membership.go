@@ -237,8 +237,10 @@ func (n *Node) dismiss(ctx context.Context, id uint64, reason string) error {
 
 // reconfigure changes Raft's configuration and waits until that is committed.
 func (n *Node) reconfigure(ctx context.Context, id uint64, as string, change func(prev uint64) raft.IndexFuture) error {
-	n.configMu.Lock()
-	defer n.configMu.Unlock()
+	if err := n.configTurn.take(ctx); err != nil {
+		return err
+	}
+	defer n.configTurn.pass()
 	if p, ok := n.peers.get(id); as != "removed" && (!ok || !p.present) {
 		return fmt.Errorf("server %d no longer answers", id) // as a voter it could only be in the way
 	}

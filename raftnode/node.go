@@ -52,15 +52,15 @@ type Node struct {
 	recovered *recoveryFacts // the last recovery that this server did; nil: none
 	alone     atomic.Value   // string: why this server does not go on alone
 
-	term        atomic.Uint64            // the term in which this server is in office; 0: it is not
-	stopping    atomic.Bool              // a planned stop has begun
-	passedOn    atomic.Pointer[[]string] // where servers that are up listen, as the last heartbeat said
-	diskChanged chan struct{}            // cap 1: the disk stalls, or no longer
-	govern      chan struct{}            // cap 1: the leader has something to look at
-	regroup     chan struct{}            // cap 1: the set of servers may have changed
-	configMu    sync.Mutex               // one change of Raft's configuration at a time
-	transferMu  sync.Mutex               // one leadership transfer at a time
-	transferTry transferPace             // used by the governing goroutine alone
+	term         atomic.Uint64            // the term in which this server is in office; 0: it is not
+	stopping     atomic.Bool              // a planned stop has begun
+	passedOn     atomic.Pointer[[]string] // where servers that are up listen, as the last heartbeat said
+	diskChanged  chan struct{}            // cap 1: the disk stalls, or no longer
+	govern       chan struct{}            // cap 1: the leader has something to look at
+	regroup      chan struct{}            // cap 1: the set of servers may have changed
+	configTurn   turn                     // one change of Raft's configuration at a time
+	transferTurn turn                     // one leadership transfer at a time
+	transferTry  transferPace             // used by the governing goroutine alone
 
 	ctx        context.Context // ends with Close
 	cancel     context.CancelFunc
@@ -85,6 +85,9 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 
 		diskChanged: make(chan struct{}, 1),
 		regroup:     make(chan struct{}, 1),
+
+		configTurn:   make(turn, 1),
+		transferTurn: make(turn, 1),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.replica = newReplica(n.onApplied)
@@ -528,6 +531,20 @@ func (n *Node) onApplied(index uint64, events []fsm.Event) {
 		}
 	}
 }
+
+// turn is a mutex that is not waited for longer than a context. Its capacity is 1.
+type turn chan struct{}
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t turn) pass() { <-t }
 
 // poke wakes the one who waits on a channel of capacity 1.
 func poke(c chan struct{}) {

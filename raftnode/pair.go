@@ -150,8 +150,10 @@ func (n *Node) goOnWithout(ctx context.Context, id uint64, reason string) {
 		return
 	}
 	n.peers.lost(id) // it counts as gone until it answers again
-	n.configMu.Lock()
-	defer n.configMu.Unlock()
+	if n.configTurn.take(ctx) != nil {
+		return
+	}
+	defer n.configTurn.pass()
 	if n.raft.State() != raft.Leader || n.onlyFollower() != id {
 		return
 	}
