@@ -3,7 +3,8 @@ GO    ?= go
 TOOLS := $(GO) tool -modfile=.ci/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race e2e bench fuzz generate check
+SOAK  ?= 10m
+.PHONY: help build run test race e2e soak bench fuzz generate check
 
 help: ## say what each target does
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -22,6 +23,9 @@ race: ## the same with the race detector
 
 e2e: ## the end-to-end tests with more rounds, and a drill of 100 faults
 	RAFTMINE_E2E=full $(GO) test -count=1 -timeout 40m ./cmd/raftmine
+
+soak: ## random faults against simulated clusters, for SOAK=10m; says how many, and prints a schedule that breaks a promise
+	$(GO) test -count=1 -timeout 0 -run '^TestSimulation$$' ./cmd/raftmine -sim.for $(SOAK)
 
 bench: ## speed: kernels, search loop, group commit, coordinator, a cluster with 1,000 and 5,000 miners
 	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /cmd/)

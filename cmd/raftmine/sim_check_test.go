@@ -1,10 +1,12 @@
 package main
 
 import (
-	"context"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
+
+	"github.com/anishathalye/porcupine"
 
 	"raftmine/fsm"
 	"raftmine/fsm/pow"
@@ -26,8 +28,6 @@ type simAnswer struct {
 	answer coordinator.Message
 }
 
-func (h *simHistory) sent(string, coordinator.Message) {}
-
 func (h *simHistory) acknowledged(miner string, answer coordinator.Message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -46,20 +46,6 @@ func (h *simHistory) count() int {
 	return len(h.acked)
 }
 
-// proposer gives a coordinator its consensus.
-func (s *sim) proposer(p *simProcess, term uint64) coordinator.Proposer {
-	return simProposer{proposer{p.node}, p}
-}
-
-type simProposer struct {
-	coordinator.Proposer
-	p *simProcess
-}
-
-func (p simProposer) Propose(ctx context.Context, commands ...fsm.Command) ([]fsm.Outcome, error) {
-	return p.Proposer.Propose(ctx, commands...)
-}
-
 // audit replays the history of each server and holds the promises against it.
 func (s *sim) audit(totals *simTotals, same bool) {
 	s.mu.Lock()
@@ -75,26 +61,41 @@ func (s *sim) audit(totals *simTotals, same bool) {
 		if replayed == nil {
 			continue
 		}
-		totals.blocks.Add(int64(replayed.Accepted()))
+		totals.blocks.Add(int64(replayed.state.Accepted()))
 		var live pow.Hash
 		p.node.View(func(v fsm.View) { live = v.Digest() })
-		if same && replayed.Digest() != live {
+		if same && replayed.state.Digest() != live {
 			s.fail("the history of server %d is replayed to another state than its own", server.id)
 		}
-		if same {
-			return // the others have the same history
+		if same { // the others have the same history
+			result, operations := s.linearized(replayed.applied)
+			totals.operations.Add(int64(operations))
+			switch result {
+			case porcupine.Illegal:
+				s.fail("no order of the commands explains what the coordinators were told")
+			case porcupine.Unknown:
+				totals.undecided.Add(1)
+			}
+			return
 		}
 	}
 }
 
+// simReplay is what the log says.
+type simReplay struct {
+	state   *fsm.State
+	applied map[string][]simApplied // by command
+}
+
 // replay goes through a server's journal. Only of the whole history is it asked whether everything is in it.
-func (s *sim) replay(server *simServer, whole bool) *fsm.State {
+func (s *sim) replay(server *simServer, whole bool) *simReplay {
 	reader, err := raftnode.ReadJournal(server.faultyDisk().dir)
 	if err != nil {
 		s.fail("read the history of server %d: %v", server.id, err)
 		return nil
 	}
 	state := fsm.New()
+	applied := make(map[string][]simApplied)
 	leaders := make(map[uint64]uint64) // by term
 	done := make(map[simAnswer]bool)
 	for record, err := range reader.Records() {
@@ -121,7 +122,10 @@ func (s *sim) replay(server *simServer, whole bool) *fsm.State {
 				s.fail("the state after entry %d is broken: %v", record.Index, err)
 			}
 		}
+		job, _ := state.Job()
 		for i, outcome := range result.Outcomes {
+			key := fmt.Sprintf("%+v", entry.Commands[i])
+			applied[key] = append(applied[key], simApplied{job.ID, outcome})
 			if outcome.Code != fsm.Done {
 				continue
 			}
@@ -138,7 +142,7 @@ func (s *sim) replay(server *simServer, whole bool) *fsm.State {
 		s.fail("the state is broken: %v", err)
 	}
 	if !whole {
-		return state
+		return &simReplay{state, applied}
 	}
 	for _, answer := range s.history.acknowledgedAnswers() {
 		if !done[answer] {
@@ -146,7 +150,7 @@ func (s *sim) replay(server *simServer, whole bool) *fsm.State {
 		}
 	}
 	s.checkBlocks(state)
-	return state
+	return &simReplay{state, applied}
 }
 
 // checkBlocks compares the blocks with what the web service accepted.

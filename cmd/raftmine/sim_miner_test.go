@@ -234,7 +234,6 @@ func (m *simMiner) session(ctx context.Context, stream *simStream) {
 			m.held = slices.DeleteFunc(m.held, func(h coordinator.Process) bool { return h.GrantID == p.GrantID })
 			answer := m.answer(p)
 			m.kept = append(m.kept, answer)
-			m.sim.history.sent(m.name, answer)
 			if stream.up.push(answer) != nil {
 				return
 			}

@@ -265,7 +265,7 @@ func (s *sim) serverConfig(p *simProcess) raftnode.Config {
 
 func (s *sim) coordinatorConfig(p *simProcess, term uint64) coordinator.Config {
 	return coordinator.Config{
-		Proposer: s.proposer(p, term), Source: simSource{p, s.web}, Logger: s.logger(p.server.name),
+		Proposer: s.proposer(p), Source: simSource{p, s.web}, Logger: s.logger(p.server.name),
 		ServerID: p.node.ID(), ClusterID: p.node.ClusterID(), Address: p.address, Term: term,
 		Heartbeat: simHeartbeat, LeaseHeartbeats: 3, GrantTime: 2 * time.Second, AnswerTimeout: 20 * time.Second,
 		ForgetAfter: time.Minute, Nonces: simNonces, ChunkSize: simChunk, MaxGrantChunks: 4,

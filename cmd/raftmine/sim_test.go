@@ -19,7 +19,6 @@ import (
 
 	"raftmine/fsm"
 	"raftmine/fsm/pow"
-	"raftmine/raftnode"
 )
 
 var (
@@ -44,14 +43,16 @@ const simQuiet = 4 * time.Minute
 
 // sim is one simulated cluster.
 type sim struct {
-	schedule simSchedule
-	dir      string
-	net      *simNet
-	web      *simWeb
-	servers  []*simServer
-	miners   []*simMiner
-	history  simHistory
-	logs     simLogBuffer
+	schedule   simSchedule
+	dir        string
+	net        *simNet
+	web        *simWeb
+	servers    []*simServer
+	miners     []*simMiner
+	history    simHistory
+	operations simOperations
+	hasty      bool // plants a bug
+	logs       simLogBuffer
 
 	background sync.WaitGroup // stops under way, and dying processes
 
@@ -390,8 +391,11 @@ func TestSimulation(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%d schedules, %d faults, %d terms, %d answers acknowledged, %d blocks in %v", totals.schedules.Load(),
-		totals.faults.Load(), totals.terms.Load(), totals.answers.Load(), totals.blocks.Load(), time.Since(began).Round(time.Second))
+	summary := fmt.Sprintf("%d schedules, %d faults, %d terms, %d answers acknowledged, %d blocks in %v; %d operations in linearizable histories, %d undecided",
+		totals.schedules.Load(), totals.faults.Load(), totals.terms.Load(), totals.answers.Load(), totals.blocks.Load(),
+		time.Since(began).Round(time.Second), totals.operations.Load(), totals.undecided.Load())
+	t.Log(summary)
+	if *simFor > time.Minute { // of a soak everybody wants to know
+		fmt.Println(summary)
+	}
 }
-
-var _ = raftnode.ErrNotLeader
