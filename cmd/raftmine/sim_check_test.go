@@ -125,7 +125,7 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 		job, _ := state.Job()
 		for i, outcome := range result.Outcomes {
 			key := fmt.Sprintf("%+v", entry.Commands[i])
-			applied[key] = append(applied[key], simApplied{job.ID, outcome})
+			applied[key] = append(applied[key], simApplied{entry.Commands[i], job.ID, outcome})
 			if outcome.Code != fsm.Done {
 				continue
 			}

@@ -90,6 +90,7 @@ func (p simProposer) propose(ctx context.Context, commands []fsm.Command) ([]fsm
 
 // simApplied is what the log says of a command.
 type simApplied struct {
+	command fsm.Command
 	job     uint64 // that was current
 	outcome fsm.Outcome
 }
@@ -110,23 +111,29 @@ func (s *sim) linearized(applied map[string][]simApplied) (result porcupine.Chec
 	})
 	result = porcupine.Ok
 	jobs := make(map[uint64][]porcupine.Operation)
+	// A release names no job, and the same one may be proposed in many. Those that were applied may have been at any time.
+	for _, entries := range applied {
+		for _, a := range entries {
+			if release, ok := a.command.(fsm.Release); ok {
+				jobs[a.job] = append(jobs[a.job], porcupine.Operation{Input: release, Output: a.outcome, Return: math.MaxInt64})
+			}
+		}
+	}
 	for _, op := range list {
 		key := fmt.Sprintf("%+v", op.command)
 		job := jobOfCommand(op.command)
+		if job == 0 {
+			continue
+		}
 		at := slices.IndexFunc(applied[key], func(a simApplied) bool { return !op.known || a.outcome == op.outcome })
 		switch {
 		case at >= 0:
-			if job == 0 {
-				job = applied[key][at].job
-			}
 			op.outcome = applied[key][at].outcome
 			applied[key] = slices.Delete(applied[key], at, at+1)
 		case !op.known:
 			continue // it never took effect
 		}
-		if job != 0 {
-			jobs[job] = append(jobs[job], porcupine.Operation{Input: op.command, Call: op.call, Output: op.outcome, Return: op.back})
-		}
+		jobs[job] = append(jobs[job], porcupine.Operation{Input: op.command, Call: op.call, Output: op.outcome, Return: op.back})
 	}
 	for _, history := range jobs {
 		operations += len(history)
