@@ -158,6 +158,8 @@ func jobOfCommand(command fsm.Command) uint64 {
 		return c.JobID
 	case fsm.Roll:
 		return c.JobID
+	case fsm.Revoke:
+		return c.JobID
 	case fsm.CloseJob:
 		return c.JobID
 	case fsm.Submitted:
@@ -234,6 +236,17 @@ func (j simJob) step(command fsm.Command, outcome fsm.Outcome) (bool, any) {
 				}
 			}
 			j.chunks = simJob{}.chunks
+		}
+	case fsm.Revoke:
+		for _, r := range c.Ranges {
+			for i := range chunksOf(r.First, r.Last) {
+				if done && !j.chunks[i].finished {
+					return false, j
+				}
+				if done {
+					j.chunks[i] = simOwner{}
+				}
+			}
 		}
 	case fsm.CloseJob, fsm.Submitted:
 		j.over = j.over || done
