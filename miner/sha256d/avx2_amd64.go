@@ -51,17 +51,17 @@ type avx2 struct {
 func newAVX2() Searcher {
 	s := &avx2{hits: make([]uint16, 0, 10*avx2Lanes*avx2Groups)}
 	s.b = (*avx2Block)(unsafe.Pointer(&s.memory[-uintptr(unsafe.Pointer(&s.memory))%32]))
-	return newDecadeSearcher(s, avx2Lanes*avx2Groups, avx2Limit)
+	return newUnitSearcher(s, shape{call: avx2Limit, run: 10 * avx2Lanes * avx2Groups, lanes: avx2Lanes}, newGeneric())
 }
 
-func (s *avx2) prepare(job *Job, digits int) bool {
+func (s *avx2) prepare(job *Job, digits int) int {
 	switch (digits - 1) / 4 {
 	case 1:
 		s.search = avx2Search1
 	case 2:
 		s.search = avx2Search2
 	default:
-		return false
+		return 0
 	}
 	s.job = job
 	s.message.set(job, powerOfTen(digits-2), digits)
@@ -75,7 +75,7 @@ func (s *avx2) prepare(job *Job, digits int) bool {
 	for i := range b.digits {
 		b.digits[i].set(s.message.lastDigit(i))
 	}
-	return true
+	return 10
 }
 
 // set puts word into every lane.

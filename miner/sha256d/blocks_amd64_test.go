@@ -10,7 +10,7 @@ import (
 // Legacy instructions fault on operands in memory that are not aligned to 16 bytes.
 func TestSHANIBlockIsAligned(t *testing.T) {
 	for range 100 {
-		s := newSHANI().(*decadeSearcher).kernel.(*shani)
+		s := newSHANI().(*unitSearcher).kernel.(*shani)
 		b := s.b
 		for name, at := range map[string]unsafe.Pointer{
 			"midstate": unsafe.Pointer(&b.midstate), "tail": unsafe.Pointer(&b.tail), "tailK": unsafe.Pointer(&b.tailK),
@@ -30,7 +30,7 @@ func TestSHANIBlockIsAligned(t *testing.T) {
 
 func TestAVX2BlockIsInsideItsMemory(t *testing.T) {
 	for range 100 {
-		s := newAVX2().(*decadeSearcher).kernel.(*avx2)
+		s := newAVX2().(*unitSearcher).kernel.(*avx2)
 		start, size := uintptr(unsafe.Pointer(s.b)), unsafe.Sizeof(*s.b)
 		if start%32 != 0 || start < uintptr(unsafe.Pointer(&s.memory)) ||
 			start+size > uintptr(unsafe.Pointer(&s.memory))+unsafe.Sizeof(s.memory) {

@@ -10,12 +10,13 @@
 // is entered anew for every few hundred nonces, 50 microseconds at most, and the garbage collector never waits longer.
 //
 //	shani    amd64 with SHA: the rounds of five nonces interleaved        nonces of 2 to 16 digits
+//	avx512   amd64 with AVX-512F: sixteen nonces side by side               nonces of 9 and 10 digits, avx2 the others
 //	avx2     amd64 with AVX2: eight nonces side by side                   nonces of 5 to 12 digits
 //	sha2     arm64 with SHA2: the rounds of two nonces interleaved        nonces of 2 to 16 digits
 //	generic  crypto/sha256, everywhere: the reference                     all nonces, and what the others leave out
 //
 // The build tag purego leaves the assembly out. The assembly is written by the generator in _asm (make generate), which
-// also says how the rounds are scheduled and which register holds what; decades.go is what those kernels share.
+// also says how the rounds are scheduled and which register holds what; units.go is what those kernels share.
 //
 // What all kernels use: the previous block's hash fills the first SHA-256 block of every message exactly, so its
 // compression, the midstate, is computed once for a job. What is left of the message is 2 to 40 digits, which with their

@@ -405,6 +405,14 @@ func TestTheFastestKernelThatFindsEverythingIsChosen(t *testing.T) {
 	}
 }
 
+func TestKernelThatFindsOtherNoncesIsRefusedByName(t *testing.T) {
+	always := func() bool { return true }
+	broken := Kernel{Name: "broken", Available: always, New: func() Searcher { return brokenSearcher{} }}
+	if _, err := byName([]Kernel{broken}, "broken"); !errors.Is(err, ErrWrongKernel) {
+		t.Errorf("got %v, want ErrWrongKernel", err)
+	}
+}
+
 // Go cannot preempt assembly: the collector, which stops every thread for a moment, waits for the runs they are in. If
 // those were long or endless, the collections here would not end.
 func TestCollectorDoesNotWaitForKernels(t *testing.T) {

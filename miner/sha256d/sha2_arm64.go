@@ -34,18 +34,20 @@ type sha2 struct {
 	b       sha2Block
 }
 
-func newSHA2() Searcher { return newDecadeSearcher(new(sha2), sha2Decades, sha2Limit) }
+func newSHA2() Searcher {
+	return newUnitSearcher(new(sha2), shape{call: sha2Limit, run: 10 * sha2Decades, lanes: 1}, newGeneric())
+}
 
-func (s *sha2) prepare(job *Job, digits int) bool {
+func (s *sha2) prepare(job *Job, digits int) int {
 	if digits < 2 || digits > 16 { // a decade of one digit is not whole; after 16 the last digit is in W4
-		return false
+		return 0
 	}
 	s.job = job
 	s.message.set(job, powerOfTen(digits-2), digits)
 	s.b.midstate = job.Midstate
 	s.message.quads(&s.b.tail, &s.b.tailK, &s.b.part5, &s.b.part6)
 	s.message.lastDigits(&s.b.digits)
-	return true
+	return 10
 }
 
 func (s *sha2) run(decade uint64, count int, threshold uint32) []uint16 {

@@ -49,12 +49,12 @@ type shani struct {
 func newSHANI() Searcher {
 	s := new(shani)
 	s.b = (*shaniBlock)(unsafe.Pointer(&s.memory[-uintptr(unsafe.Pointer(&s.memory))%16]))
-	return newDecadeSearcher(s, shaniDecades, shaniLimit)
+	return newUnitSearcher(s, shape{call: shaniLimit, run: 10 * shaniDecades, lanes: 1}, newGeneric())
 }
 
-func (s *shani) prepare(job *Job, digits int) bool {
+func (s *shani) prepare(job *Job, digits int) int {
 	if digits < 2 || digits > 16 { // a decade of one digit is not whole; after 16 the last digit is in W4
-		return false
+		return 0
 	}
 	s.job = job
 	s.message.set(job, powerOfTen(digits-2), digits)
@@ -67,7 +67,7 @@ func (s *shani) prepare(job *Job, digits int) bool {
 	s.message.quads(&b.tail, &b.tailK, &b.part5, &b.part6)
 	copy(b.align4[:], b.tail[5:])
 	s.message.lastDigits(&b.digits)
-	return true
+	return 10
 }
 
 func (s *shani) run(decade uint64, count int, threshold uint32) []uint16 {

@@ -21,20 +21,21 @@ const (
 	avx2Shared  = 64
 	avx2Spilled = 16
 	avx2Lanes   = 8
+	avx2Bytes   = 4 * avx2Lanes
 )
 
 // avx2File has a function for each word that the last digit can be in: what comes before that word is computed once a
 // group.
 func avx2File() []byte {
 	p := newPrinter("amd64 && !purego")
-	constants := make(map[uint32]memory)
+	constants := make(map[pair]memory)
 	for word := 1; word <= 2; word++ {
 		p.avx2Search(word, constants)
 	}
 	words := make([]uint32, avx2Lanes*len(constants))
 	for value, at := range constants {
 		for lane := range avx2Lanes {
-			words[at.offset/4+lane] = value
+			words[at.offset/4+lane] = value.even()
 		}
 	}
 	p.words("avx2Constants", words...)
@@ -43,57 +44,34 @@ func avx2File() []byte {
 
 // firstWord makes the first word of the double digest, with the last digit in the given word of the message.
 func firstWord(g *graph, word int, field func(name string) memory) *node {
-	var midstate, state [8]*node
-	var inner, outer [16]*node
+	var midstate [8]*node
+	var inner [16]*node
 	for i := range midstate {
-		midstate[i] = g.input(field("midstate").plus(vectorBytes*i), perRun)
-		state[i] = g.literal(initial[i])
+		midstate[i] = g.input(field("midstate").plus(avx2Bytes*i), perRun)
 	}
 	for i := range inner {
 		if i < 4 {
-			inner[i] = g.input(memory{offset: vectorBytes * i, base: "SI"}, perGroup)
+			inner[i] = g.input(memory{offset: avx2Bytes * i, base: "SI"}, perGroup)
 		} else {
-			inner[i] = g.input(field("tail").plus(vectorBytes*(i-4)), perRun)
+			inner[i] = g.input(field("tail").plus(avx2Bytes*(i-4)), perRun)
 		}
 	}
 	inner[word] = g.sum(inner[word], g.input(memory{base: "R8"}, perNonce))
-	for i, n := range g.compress(midstate, inner, false) {
-		outer[i] = g.sum(n, midstate[i])
-	}
-	for i, value := range [8]uint32{0: paddingBit, 7: digestLength} {
-		outer[8+i] = g.literal(value)
-	}
-	return g.compress(state, outer, true)[0]
+	return g.doubleDigest(midstate, inner)
 }
 
 // avx2Search writes the search function for the given word. Constants collects the literals and their places.
-func (p *printer) avx2Search(word int, constants map[uint32]memory) {
+func (p *printer) avx2Search(word int, constants map[pair]memory) {
 	field := func(name string) memory { return memory{symbol: "avx2Block_" + name, base: "DI"} }
 	g := newGraph()
 	result := firstWord(g, word, field)
-	l := &lanes{printer: p, spilled: field("spilled"), homes: make(map[*node]memory), shared: make(map[*node]memory)}
-	var levels [numLevels][]*node
-	for _, n := range g.live(result) {
-		switch n.operation {
-		case literal:
-			if _, found := constants[n.value]; !found {
-				constants[n.value] = constant("avx2Constants").plus(vectorBytes * len(constants))
-			}
-			l.homes[n] = constants[n.value]
-		case input:
-			l.homes[n] = n.from
-		default:
-			levels[n.level] = append(levels[n.level], n)
+	l := newLanes(p, avx2Vectors, field("spilled"))
+	levels := l.plan(g.live(result), field("shared"), func(value pair) memory {
+		if _, found := constants[value]; !found {
+			constants[value] = constant("avx2Constants").plus(avx2Bytes * len(constants))
 		}
-		for _, operand := range []*node{n.a, n.b} {
-			if operand == nil || operand.operation <= input || operand.level == n.level {
-				continue
-			}
-			if _, found := l.shared[operand]; !found {
-				l.shared[operand] = field("shared").plus(vectorBytes * len(l.shared))
-			}
-		}
-	}
+		return constants[value]
+	})
 
 	name := fmt.Sprintf("avx2Search%d", word)
 	p.function(name+"(b *avx2Block, groups int)", 16, "See avx2_amd64.go.")
@@ -101,7 +79,7 @@ func (p *printer) avx2Search(word int, constants map[uint32]memory) {
 	p.op("MOVQ", "groups+8(FP)", "DX")
 	p.op("LEAQ", field("groups"), "SI")
 	p.op("LEAQ", field("masks"), "R10")
-	p.op("LEAQ", field("digits").plus(vectorBytes*10), "R11")
+	p.op("LEAQ", field("digits").plus(avx2Bytes*10), "R11")
 	p.note("What all nonces share.")
 	l.level(levels[perRun], nil)
 
@@ -122,10 +100,10 @@ func (p *printer) avx2Search(word int, constants map[uint32]memory) {
 	p.op("VMOVMSKPS", other, "AX")
 	p.op("MOVB", "AX", memory{base: "R10"})
 	p.op("INCQ", "R10")
-	p.op("ADDQ", vectorBytes, "R8")
+	p.op("ADDQ", avx2Bytes, "R8")
 	p.op("CMPQ", "R8", "R11")
 	p.op("JNE", "nonce")
-	p.op("ADDQ", 4*vectorBytes, "SI")
+	p.op("ADDQ", 4*avx2Bytes, "SI")
 	p.op("ADDQ", 16-10, "R10") // the masks of a group have 16 bytes
 	p.op("DECQ", "DX")
 	p.op("JNZ", "group")

@@ -1,6 +1,9 @@
 package main
 
-import "slices"
+import (
+	"math/bits"
+	"slices"
+)
 
 // A graph is a computation on vectors, written down before it is put into registers. Every node is one instruction at
 // most: equal nodes are one node, and what is known when the code is generated is computed then.
@@ -8,8 +11,10 @@ import "slices"
 // Each node has a level, which says how often it changes: it is computed in the loop of its level and kept in memory for
 // the loops inside that one. The level of a node is the highest of its operands'.
 type graph struct {
-	nodes []*node
-	known map[key]*node
+	nodes  []*node
+	known  map[key]*node
+	given  map[*node]*node // smallSigma0 of inputs, where that is an input too
+	avx512 bool            // there are rotations and functions of three values
 }
 
 // The levels.
@@ -24,14 +29,34 @@ const (
 type operation int
 
 const (
-	literal operation = iota // the same known word in every lane
+	literal operation = iota // the same known pair of words in every lane
 	input                    // a vector in memory
 	add
 	xor
 	and
 	shiftLeft
 	shiftRight
+	// With AVX-512:
+	rotateRight
+	xor3
+	choose
+	majority
+	// On vectors of pairs:
+	straddle // the odd word of a and the even word of b
+	gather   // words of a and b, chosen by the vector in memory at from
 )
+
+// A literal is a pair of words: vectors of pairs have the low half in even places and the high one in odd places, all
+// others have equal halves.
+type pair uint64
+
+func same(word uint32) pair        { return pairOf(word, word) }
+func pairOf(even, odd uint32) pair { return pair(odd)<<32 | pair(even) }
+func (p pair) even() uint32        { return uint32(p) }
+func (p pair) odd() uint32         { return uint32(p >> 32) }
+func (p pair) each(f func(even, odd uint32) uint32, q pair) pair {
+	return pairOf(f(p.even(), q.even()), f(p.odd(), q.odd()))
+}
 
 type node struct {
 	key
@@ -40,12 +65,17 @@ type node struct {
 
 type key struct {
 	operation operation
-	a, b      *node
-	value     uint32 // of a literal; how far to shift
-	from      memory // of an input
+	a, b, c   *node
+	value     pair   // of a literal; how far to shift
+	from      memory // of an input; of the choice that gather makes
 }
 
-func newGraph() *graph { return &graph{known: make(map[key]*node)} }
+func newGraph() *graph { return &graph{known: make(map[key]*node), given: make(map[*node]*node)} }
+
+// operands returns those that there are.
+func (n *node) operands() []*node {
+	return slices.DeleteFunc([]*node{n.a, n.b, n.c}, func(n *node) bool { return n == nil })
+}
 
 func (g *graph) make(k key, level int) *node {
 	if n := g.known[k]; n != nil {
@@ -57,7 +87,9 @@ func (g *graph) make(k key, level int) *node {
 	return n
 }
 
-func (g *graph) literal(value uint32) *node {
+func (g *graph) literal(value uint32) *node { return g.pair(same(value)) }
+
+func (g *graph) pair(value pair) *node {
 	return g.make(key{operation: literal, value: value}, fixed)
 }
 
@@ -70,11 +102,11 @@ func (g *graph) binary(o operation, a, b *node) *node {
 	if a.operation == literal && b.operation == literal {
 		switch o {
 		case add:
-			return g.literal(a.value + b.value)
+			return g.pair(a.value.each(func(a, b uint32) uint32 { return a + b }, b.value))
 		case xor:
-			return g.literal(a.value ^ b.value)
+			return g.pair(a.value ^ b.value)
 		default:
-			return g.literal(a.value & b.value)
+			return g.pair(a.value & b.value)
 		}
 	}
 	if a.operation == literal {
@@ -94,12 +126,14 @@ func (g *graph) binary(o operation, a, b *node) *node {
 
 func (g *graph) shift(o operation, a *node, by int) *node {
 	if a.operation == literal {
-		if o == shiftLeft {
-			return g.literal(a.value << by)
-		}
-		return g.literal(a.value >> by)
+		f := map[operation]func(x, by uint32) uint32{
+			shiftLeft:   func(x, by uint32) uint32 { return x << by },
+			shiftRight:  func(x, by uint32) uint32 { return x >> by },
+			rotateRight: func(x, by uint32) uint32 { return bits.RotateLeft32(x, -int(by)) },
+		}[o]
+		return g.pair(a.value.each(f, same(uint32(by))))
 	}
-	return g.make(key{operation: o, a: a, value: uint32(by)}, a.level)
+	return g.make(key{operation: o, a: a, value: pair(by)}, a.level)
 }
 
 func (g *graph) xor(a, b *node) *node { return g.binary(xor, a, b) }
@@ -119,6 +153,13 @@ func (g *graph) sum(terms ...*node) *node {
 // sigma makes the exclusive or of x rotated right by r1 and r2, and rotated by r3 or, without a rotation, shifted by it.
 // There is no rotation in AVX2, so each is two shifts. Their order keeps three registers busy, no more.
 func (g *graph) sigma(x *node, r1, r2, r3 int, rotate3 bool) *node {
+	if g.avx512 {
+		third := shiftRight
+		if rotate3 {
+			third = rotateRight
+		}
+		return g.ternary(xor3, g.shift(rotateRight, x, r1), g.shift(rotateRight, x, r2), g.shift(third, x, r3))
+	}
 	first := g.xor(g.shift(shiftRight, x, r1), g.shift(shiftLeft, x, 32-r1))
 	second := g.xor(g.shift(shiftRight, x, r2), g.shift(shiftLeft, x, 32-r2))
 	both := g.xor(first, second)
@@ -129,16 +170,57 @@ func (g *graph) sigma(x *node, r1, r2, r3 int, rotate3 bool) *node {
 	return g.xor(both, third)
 }
 
-func (g *graph) bigSigma0(x *node) *node   { return g.sigma(x, 2, 13, 22, true) }
-func (g *graph) bigSigma1(x *node) *node   { return g.sigma(x, 6, 11, 25, true) }
-func (g *graph) smallSigma0(x *node) *node { return g.sigma(x, 7, 18, 3, false) }
+func (g *graph) bigSigma0(x *node) *node { return g.sigma(x, 2, 13, 22, true) }
+func (g *graph) bigSigma1(x *node) *node { return g.sigma(x, 6, 11, 25, true) }
+func (g *graph) smallSigma0(x *node) *node {
+	if n := g.given[x]; n != nil {
+		return n
+	}
+	return g.sigma(x, 7, 18, 3, false)
+}
 func (g *graph) smallSigma1(x *node) *node { return g.sigma(x, 17, 19, 10, false) }
 
+// ternary makes a function of three values, of which AVX-512 has every one in one instruction.
+func (g *graph) ternary(o operation, a, b, c *node) *node {
+	if a.operation == literal && b.operation == literal && c.operation == literal {
+		x, y, z := a.value, b.value, c.value
+		switch o {
+		case xor3:
+			return g.pair(x ^ y ^ z)
+		case choose:
+			return g.pair(x&y | ^x&z)
+		default:
+			return g.pair(x&y | x&z | y&z)
+		}
+	}
+	return g.make(key{operation: o, a: a, b: b, c: c}, max(a.level, b.level, c.level))
+}
+
+// straddle makes the pair between two pairs that follow one another.
+func (g *graph) straddle(a, b *node) *node {
+	if a.operation == literal && b.operation == literal {
+		return g.pair(pairOf(a.value.odd(), b.value.even()))
+	}
+	return g.make(key{operation: straddle, a: a, b: b}, max(a.level, b.level))
+}
+
+func (g *graph) gather(a, b *node, choice memory) *node {
+	return g.make(key{operation: gather, a: a, b: b, from: choice}, max(a.level, b.level))
+}
+
 // ch is FIPS 180-4's (e and f) xor (not e and g).
-func (g *graph) ch(e, f, h *node) *node { return g.xor(h, g.binary(and, e, g.xor(f, h))) }
+func (g *graph) ch(e, f, h *node) *node {
+	if g.avx512 {
+		return g.ternary(choose, e, f, h)
+	}
+	return g.xor(h, g.binary(and, e, g.xor(f, h)))
+}
 
 // maj is b where a and b, or b and c, agree. The second half of it was the first half one round ago.
 func (g *graph) maj(a, b, c *node) *node {
+	if g.avx512 {
+		return g.ternary(majority, a, b, c)
+	}
 	return g.xor(b, g.binary(and, g.xor(a, b), g.xor(b, c)))
 }
 
@@ -174,6 +256,22 @@ func (g *graph) compress(state [8]*node, message [16]*node, onlyFirst bool) [8]*
 	return [8]*node{a, b, c, d, e, f, h6, h}
 }
 
+// doubleDigest makes the first word of the digest of the digest.
+func (g *graph) doubleDigest(midstate [8]*node, message [16]*node) *node {
+	var state [8]*node
+	var outer [16]*node
+	for i := range state {
+		state[i] = g.literal(initial[i])
+	}
+	for i, n := range g.compress(midstate, message, false) {
+		outer[i] = g.sum(n, midstate[i])
+	}
+	for i, value := range [8]uint32{0: paddingBit, 7: digestLength} {
+		outer[8+i] = g.literal(value)
+	}
+	return g.compress(state, outer, true)[0]
+}
+
 func lower(terms []*node, level int) []*node {
 	return slices.DeleteFunc(slices.Clone(terms), func(n *node) bool { return n.level >= level })
 }
@@ -191,8 +289,9 @@ func (g *graph) live(results ...*node) []*node {
 			return
 		}
 		needed[n] = true
-		visit(n.a)
-		visit(n.b)
+		for _, operand := range n.operands() {
+			visit(operand)
+		}
 	}
 	for _, n := range results {
 		visit(n)

@@ -11,6 +11,7 @@
 //	graph.go    SHA-256 on vectors as a graph: what is known, what nonces share, what each has of its own
 //	lanes.go    a graph put into registers
 //	avx2.go     the AVX2 kernel: eight nonces side by side
+//	vector512.go, avx512.go  what AVX-512 adds to lanes.go, and its kernel: sixteen nonces side by side
 //	sha2.go     arm64's SHA2 instructions: two nonces' rounds interleaved
 package main
 
@@ -26,9 +27,10 @@ func main() {
 	out := flag.String("out", "..", "folder to write into")
 	flag.Parse()
 	for name, generate := range map[string]func() []byte{
-		"shani_amd64.s": shaniFile,
-		"avx2_amd64.s":  avx2File,
-		"sha2_arm64.s":  sha2File,
+		"shani_amd64.s":  shaniFile,
+		"avx2_amd64.s":   avx2File,
+		"avx512_amd64.s": avx512File,
+		"sha2_arm64.s":   sha2File,
 	} {
 		path := filepath.Join(*out, name)
 		text := generate()

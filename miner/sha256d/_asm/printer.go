@@ -73,12 +73,16 @@ type register string
 
 func xmm(n int) register { return register(fmt.Sprintf("X%d", n)) }
 func ymm(n int) register { return register(fmt.Sprintf("Y%d", n)) }
+func zmm(n int) register { return register(fmt.Sprintf("Z%d", n)) }
 
 // memory is an operand in memory.
 type memory struct {
 	symbol string // a field of a Go struct, as go_asm.h names it, or a constant; "" is none
 	offset int
 	base   register
+
+	broadcast bool // it is one word, or one pair of words, for all lanes
+	pairs     bool
 }
 
 // String writes it as the assembler wants it.

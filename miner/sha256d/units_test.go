@@ -10,16 +10,19 @@ import (
 	"raftmine/fsm/pow"
 )
 
-// runLog is a decadeKernel that finds every nonce and notes what it was asked.
+// runLog is a unitKernel that finds every nonce and notes what it was asked.
 type runLog struct {
 	digits []int
 	counts []int
 	able   bool
 }
 
-func (k *runLog) prepare(_ *Job, digits int) bool {
+func (k *runLog) prepare(_ *Job, digits int) int {
 	k.digits = append(k.digits, digits)
-	return k.able
+	if !k.able {
+		return 0
+	}
+	return 10
 }
 
 func (k *runLog) run(_ uint64, count int, _ uint32) []uint16 {
@@ -36,7 +39,7 @@ func TestRunsStayShort(t *testing.T) {
 	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 42})
 	for _, r := range []pow.Range{{First: 1, Last: math.MaxUint64}, {First: 10, Last: 10}, {First: 999, Last: 1001}, {First: math.MaxUint64 - 9, Last: math.MaxUint64}} {
 		k := &runLog{able: true}
-		s := newDecadeSearcher(k, 7, 1000)
+		s := newUnitSearcher(k, shape{call: 1000, run: 70, lanes: 1}, newGeneric())
 		if _, tried := s.Search(job, r, 0, make([]uint64, 5000)); tried == 0 || tried > 1000 {
 			t.Errorf("Search(%s) tried %d nonces, want 1 to 1000", r, tried)
 		}
@@ -51,7 +54,7 @@ func TestRunsStayShort(t *testing.T) {
 // Nonces of other decades or beyond the range's ends are tried along, but never reported.
 func TestDecadesReportTheirRangeAlone(t *testing.T) {
 	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 42})
-	s := newDecadeSearcher(&runLog{able: true}, 7, 1000)
+	s := newUnitSearcher(&runLog{able: true}, shape{call: 1000, run: 70, lanes: 1}, newGeneric())
 	for first := uint64(95); first < 130; first++ {
 		for length := uint64(1); length < 130; length += 3 {
 			r := pow.Range{First: first, Last: first + length - 1}
@@ -67,7 +70,7 @@ func TestDecadesReportTheirRangeAlone(t *testing.T) {
 func TestKernelIsPreparedOnceForEachJobAndDigitCount(t *testing.T) {
 	job, other := NewJob(pow.Work{Timestamp: 1}), NewJob(pow.Work{Timestamp: 2})
 	k := &runLog{able: true}
-	s := newDecadeSearcher(k, 7, 1000)
+	s := newUnitSearcher(k, shape{call: 1000, run: 70, lanes: 1}, newGeneric())
 	hits := make([]uint64, 500)
 	s.Search(job, pow.Range{First: 50, Last: 120}, 0, hits)
 	s.Search(job, pow.Range{First: 121, Last: 130}, 0, hits)
@@ -80,7 +83,7 @@ func TestKernelIsPreparedOnceForEachJobAndDigitCount(t *testing.T) {
 // When nearly every nonce is a hit, a kernel that tries many at a time would throw most of them away.
 func TestFewNoncesAreTriedWhenNearlyAllAreHits(t *testing.T) {
 	k := &runLog{able: true}
-	s := newDecadeSearcher(k, 64, 10_000)
+	s := newUnitSearcher(k, shape{call: 10_000, run: 640, lanes: 1}, newGeneric())
 	s.Search(NewJob(pow.Work{}), pow.Range{First: 1_000_000, Last: 2_000_000}, math.MaxUint32, make([]uint64, 16))
 	if want := []int{2}; len(k.counts) == 0 || k.counts[0] > 4 {
 		t.Errorf("tried %v decades for 16 hits, want %v", k.counts, want)
@@ -90,7 +93,7 @@ func TestFewNoncesAreTriedWhenNearlyAllAreHits(t *testing.T) {
 func TestWhatTheKernelCannotDoIsDoneByGeneric(t *testing.T) {
 	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 42})
 	k := &runLog{}
-	s := newDecadeSearcher(k, 64, 10_000)
+	s := newUnitSearcher(k, shape{call: 10_000, run: 640, lanes: 1}, newGeneric())
 	r := pow.Range{First: 1_000, Last: 1_200}
 	if got, want := searchAll(t, s, job, r, 1<<30, 16), referenceHits(job.Work, r, 1<<30); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
