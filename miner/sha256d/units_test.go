@@ -67,6 +67,40 @@ func TestDecadesReportTheirRangeAlone(t *testing.T) {
 	}
 }
 
+// A wide kernel takes as long for one unit as for all its lanes.
+func TestSmallRestsAreLeftToTheOtherSearcher(t *testing.T) {
+	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 42})
+	shape := shape{call: 1000, run: 120, lanes: 4, least: 3}
+	for _, test := range []struct {
+		units uint64
+		runs  []int // of the kernel
+	}{{1, nil}, {2, nil}, {3, []int{3}}, {4, []int{4}}, {5, []int{4}}, {6, []int{4}}, {7, []int{7}}, {12, []int{12}}, {13, []int{12}}, {29, []int{12, 12, 4}}} {
+		k := &runLog{able: true}
+		s := newUnitSearcher(k, shape, newGeneric())
+		r := pow.Range{First: 5000, Last: 5000 + 10*test.units - 1}
+		hits := make([]uint64, 400)
+		found, tried := s.Search(job, r, math.MaxUint32, hits)
+		if uint64(found) != 10*test.units || tried != 10*test.units || hits[found-1] != r.Last || !slices.IsSorted(hits[:found]) {
+			t.Errorf("%d units: found %d and tried %d", test.units, found, tried)
+		}
+		if !slices.Equal(k.counts, test.runs) {
+			t.Errorf("%d units: runs of %v units, want %v", test.units, k.counts, test.runs)
+		}
+	}
+}
+
+// So only the first call of a range has part of a unit at its start.
+func TestCallsEndWhereUnitsEnd(t *testing.T) {
+	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 42})
+	s := newUnitSearcher(&runLog{able: true}, shape{call: 1000, run: 100, lanes: 1}, newGeneric())
+	for first := uint64(5000); first < 5200; first += 7 {
+		_, tried := s.Search(job, pow.Range{First: first, Last: 9999}, 0, make([]uint64, 2000))
+		if (first+tried)%100 != 0 || tried > 1000 {
+			t.Errorf("from %d on %d nonces were tried: the next call starts with part of a unit", first, tried)
+		}
+	}
+}
+
 func TestKernelIsPreparedOnceForEachJobAndDigitCount(t *testing.T) {
 	job, other := NewJob(pow.Work{Timestamp: 1}), NewJob(pow.Work{Timestamp: 2})
 	k := &runLog{able: true}

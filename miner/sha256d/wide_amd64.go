@@ -2,6 +2,8 @@
 
 package sha256d
 
+import "math/bits"
+
 // What the kernels with AVX-512 share. Their nonces have 9 or 10 digits: W0 and W1 are the first eight, and W2 has the
 // last one or two. All nonces with the same W0 and W1 are a unit, and all lanes, each with a unit of its own, step through
 // W2 together.
@@ -59,4 +61,9 @@ func wideHits(hits []uint16, masks []uint16, lanes, steps, count int) []uint16 {
 		}
 	}
 	return hits
+}
+
+// sigma1 is the message schedule's function of that name (FIPS 180-4 §4.1.2).
+func sigma1(x uint32) uint32 {
+	return bits.RotateLeft32(x, -17) ^ bits.RotateLeft32(x, -19) ^ x>>10
 }

@@ -42,6 +42,7 @@ type vectors struct {
 var (
 	avx2Vectors   = vectors{name: ymm, bytes: 32, registers: 16, move: "VMOVDQU"}
 	avx512Vectors = vectors{name: zmm, bytes: 64, registers: 32, move: "VMOVDQU32"}
+	hybridVectors = vectors{name: ymm, bytes: 32, first: 1 + 2*hybridChains, registers: 32, move: "VMOVDQU32"}
 )
 
 // newLanes puts graphs into registers of that kind.
@@ -137,7 +138,7 @@ func (l *lanes) instruction(i int, n *node) {
 	}
 	first := l.load(i, a)
 	var second any
-	if _, found := l.in[b]; found || l.wanted(b, i) {
+	if _, found := l.in[b]; found || l.wanted(b, i) || l.place(b).pairs {
 		second = l.load(i, b, a)
 		first = l.registerOf(a)
 	} else {
@@ -155,6 +156,9 @@ func (l *lanes) instruction(i int, n *node) {
 func (l *lanes) combine(name string, operands ...any) {
 	for _, operand := range operands {
 		if m, ok := operand.(memory); ok && m.broadcast {
+			if m.pairs {
+				panic("no instruction takes a pair in memory for all lanes")
+			}
 			name += ".BCST"
 		}
 	}

@@ -12,6 +12,7 @@
 //	lanes.go    a graph put into registers
 //	avx2.go     the AVX2 kernel: eight nonces side by side
 //	vector512.go, avx512.go  what AVX-512 adds to lanes.go, and its kernel: sixteen nonces side by side
+//	hybrid.go   SHA's rounds with AVX-512's schedule: twelve nonces
 //	sha2.go     arm64's SHA2 instructions: two nonces' rounds interleaved
 package main
 
@@ -30,6 +31,7 @@ func main() {
 		"shani_amd64.s":  shaniFile,
 		"avx2_amd64.s":   avx2File,
 		"avx512_amd64.s": avx512File,
+		"hybrid_amd64.s": hybridFile,
 		"sha2_arm64.s":   sha2File,
 	} {
 		path := filepath.Join(*out, name)

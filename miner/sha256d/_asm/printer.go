@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -57,6 +58,23 @@ func (p *printer) op(name string, operands ...any) {
 		}
 	}
 	fmt.Fprintf(&p.text, "\t%-11s %s\n", name, strings.Join(texts, ", "))
+}
+
+// capture returns the lines that write makes, instead of adding them to the file.
+func (p *printer) capture(write func()) []string {
+	before := p.text
+	p.text = bytes.Buffer{}
+	write()
+	text := p.text.String()
+	p.text = before
+	return slices.Collect(strings.Lines(text))
+}
+
+// lines adds lines that capture returned.
+func (p *printer) lines(lines ...string) {
+	for _, line := range lines {
+		p.text.WriteString(line)
+	}
 }
 
 // words defines a read-only constant of 32-bit words; it needs an even number of them.

@@ -12,7 +12,7 @@ func (l *lanes) ternary(i int, n *node) {
 	// One operand may be in memory.
 	third := -1
 	for k, operand := range operands {
-		if _, found := l.in[operand]; !found && third < 0 && !l.wanted(operand, i) {
+		if _, found := l.in[operand]; !found && third < 0 && !l.wanted(operand, i) && !l.place(operand).pairs {
 			third = k
 		}
 	}
@@ -97,7 +97,7 @@ func truthTable(o operation, over, second, third int) int {
 func (l *lanes) straddle(i int, n *node) {
 	first := l.load(i, n.a, n.b)
 	var second any
-	if _, found := l.in[n.b]; found || l.wanted(n.b, i) {
+	if _, found := l.in[n.b]; found || l.wanted(n.b, i) || l.place(n.b).pairs {
 		second = l.load(i, n.b, n.a)
 	} else {
 		second = l.place(n.b)
