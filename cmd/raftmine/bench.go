@@ -113,6 +113,22 @@ func kernelNamed(name string) (sha256d.Kernel, error) {
 	return kernel, nil
 }
 
+// addKernelFlag adds --kernel to a command that starts miners.
+func addKernelFlag(cmd *cobra.Command, kernel *string) {
+	cmd.Flags().StringVar(kernel, "kernel", "", "search kernel, one of those that \"raftmine bench\" lists (default: the fastest here)")
+}
+
+// kernelFlags is what a miner is told of --kernel; an error when there is no such kernel here.
+func kernelFlags(name string) ([]string, error) {
+	if name == "" {
+		return nil, nil
+	}
+	if _, err := kernelNamed(name); err != nil {
+		return nil, err
+	}
+	return []string{"--kernel", name}, nil
+}
+
 // contender is what takes part in the measurement: a way to try nonces until a turn is over.
 type contender struct {
 	name    string

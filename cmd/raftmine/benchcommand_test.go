@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"path/filepath"
 	"slices"
@@ -93,7 +94,7 @@ func TestPlacesOfTurnsAreSpreadOverTheNonces(t *testing.T) {
 }
 
 func TestUnknownKernelIsRefusedWithTheNamesThereAre(t *testing.T) {
-	for _, args := range []string{"bench --kernel abacus", "miner --kernel abacus", "bench --threads 0", "bench --duration 0s"} {
+	for _, args := range []string{"bench --kernel abacus", "miner --kernel abacus", "run --kernel abacus", "server --mine 1 --kernel abacus", "bench --threads 0", "bench --duration 0s"} {
 		code, stdout, stderr := command(t, strings.Fields(args)...)
 		if code != exitUsage || stdout != "" {
 			t.Errorf("%s: exit code %d, printed %q", args, code, stdout)
@@ -114,16 +115,29 @@ func TestMinerUsesTheKernelItIsTold(t *testing.T) {
 	server := startProcess(t, append([]string{"server"}, in...)...)
 	server.waitEvent(0, "process_started")
 	startProcess(t, append([]string{"miner", "--kernel", "generic", "--threads", "1", "--name", "slow"}, in...)...)
+	minerUses(t, environment, "slow", "generic")
+	startProcess(t, append([]string{"server", "--mine", "1", "--kernel", "generic"}, in...)...)
+	minerUses(t, environment, "server-2", "generic")
+}
+
+func TestRunTellsItsMinersTheKernel(t *testing.T) {
+	dir := keepOnFailure(t)
+	startProcess(t, "run", "--servers", "1", "--miners", "1", "--zeros", "16", "--kernel", "generic", "--data-dir", dir)
+	minerUses(t, filepath.Join(dir, "environment"), "miner-1", "generic")
+}
+
+func minerUses(t *testing.T, environment, name, kernel string) {
+	t.Helper()
 	eventually(t, "the miner says which kernel it uses", func() string {
 		view, problem := statusOf(t, environment)
 		if problem != "" {
 			return problem
 		}
 		for _, m := range view.Miners {
-			if m.Name == "slow" && m.Kernel == "generic" {
+			if m.Name == name && m.Kernel == kernel {
 				return ""
 			}
 		}
-		return "no such miner"
+		return fmt.Sprintf("no such miner: %+v", view.Miners)
 	})
 }

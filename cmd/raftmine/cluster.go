@@ -215,10 +215,11 @@ func (c *cluster) knownServers() ([]int, error) {
 }
 
 // startMiners starts quantity miners, named miner-1 and so on.
-func (c *cluster) startMiners(ctx context.Context, quantity, threads int) error {
+func (c *cluster) startMiners(ctx context.Context, quantity, threads int, flags ...string) error {
 	for n := 1; n <= quantity; n++ {
 		name := fmt.Sprintf("miner-%d", n)
-		if _, err := c.start(ctx, "miner", name, "--name", name, "--threads", strconv.Itoa(threads)); err != nil {
+		args := append([]string{"--name", name, "--threads", strconv.Itoa(threads)}, flags...)
+		if _, err := c.start(ctx, "miner", name, args...); err != nil {
 			return err
 		}
 	}

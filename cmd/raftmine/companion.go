@@ -16,6 +16,7 @@ const companionRetry = 2 * time.Second
 type companion struct {
 	name        string
 	threads     int
+	flags       []string // more of the miner's
 	environment string
 	servers     func() string // comma separated: where to look for the leader beside the local environment
 	log         string
@@ -78,6 +79,7 @@ func (c *companion) run(ctx context.Context, leading <-chan bool) {
 func (c *companion) start(ctx context.Context) (*child, error) {
 	args := []string{"miner", "--environment", c.environment, "--name", c.name, "--threads", strconv.Itoa(c.threads),
 		"--log-level", c.logLevel}
+	args = append(args, c.flags...)
 	if servers := c.servers(); servers != "" {
 		args = append(args, "--servers", servers)
 	}

@@ -102,7 +102,7 @@ answers to the next one.`,
 	cmd.Flags().StringVar(&servers, "servers", "", "addresses of servers, comma separated (default: those of this host)")
 	cmd.Flags().IntVar(&threads, "threads", max(1, runtime.NumCPU()-1), "search threads")
 	cmd.Flags().StringVar(&name, "name", "", "name of this miner, unique in the cluster (default: host name and process id)")
-	cmd.Flags().StringVar(&kernel, "kernel", "", "search kernel, one of those that \"raftmine bench\" lists (default: the fastest here)")
+	addKernelFlag(cmd, &kernel)
 	addStdinFlag(cmd, &withStdin)
 	return cmd
 }

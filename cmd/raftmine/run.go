@@ -22,6 +22,8 @@ type runOptions struct {
 	blockTime                time.Duration
 	webService               string
 	dataDir                  string
+	kernel                   string
+	minerFlags               []string
 	respawn                  bool
 	serverFlags              serverTuning
 }
@@ -38,6 +40,10 @@ Run again with the same --data-dir to continue where it stopped.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.validate(); err != nil {
 				return usageError{err}
+			}
+			var err error
+			if o.minerFlags, err = kernelFlags(o.kernel); err != nil {
+				return err
 			}
 			out, err := newPrinter(cmd)
 			if err != nil {
@@ -62,6 +68,7 @@ Run again with the same --data-dir to continue where it stopped.`,
 	cmd.Flags().StringVar(&o.webService, "web-service", "", "URL of a block web service to use instead of our own")
 	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "folder of all data (default: a new one here)")
 	cmd.Flags().BoolVar(&o.respawn, "respawn", false, "start a process that died again after 2s")
+	addKernelFlag(cmd, &o.kernel)
 	o.serverFlags.add(cmd)
 	return cmd
 }
@@ -139,7 +146,7 @@ func (o *runOptions) mine(ctx context.Context, c *cluster) (accepted uint64, err
 	if err != nil {
 		return 0, err
 	}
-	if err := c.startMiners(ctx, o.miners, o.threads); err != nil {
+	if err := c.startMiners(ctx, o.miners, o.threads, o.minerFlags...); err != nil {
 		return 0, err
 	}
 	return c.follow(ctx, sequence, o.blocks)

@@ -66,6 +66,8 @@ type serverOptions struct {
 	joinTimeout             time.Duration
 	grantTime               time.Duration
 	mine                    int
+	kernel                  string
+	minerFlags              []string
 	insecure                bool
 	keepLog                 bool
 	withStdin               bool
@@ -83,6 +85,10 @@ and has the lowest id leads.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.validate(); err != nil {
+				return err
+			}
+			var err error
+			if o.minerFlags, err = kernelFlags(o.kernel); err != nil {
 				return err
 			}
 			out, err := newPrinter(cmd)
@@ -123,6 +129,7 @@ and has the lowest id leads.`,
 	cmd.Flags().StringVar(&o.webService, "web-service", "", "URL of the block web service (default: the one in the local environment)")
 	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "folder of this server (default: the first free one in the local environment)")
 	cmd.Flags().IntVar(&o.mine, "mine", 0, "search threads of a companion miner that works while this server does not lead")
+	addKernelFlag(cmd, &o.kernel)
 	cmd.Flags().BoolVar(&o.insecure, "insecure", false, "allow an address that other machines can reach")
 	cmd.Flags().BoolVar(&o.keepLog, "keep-log", false, "never drop log entries that snapshots cover, so that the whole log can be replayed")
 	_ = cmd.Flags().MarkHidden("keep-log")

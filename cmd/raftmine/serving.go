@@ -182,7 +182,7 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 	var leading chan bool
 	if o.mine > 0 {
 		leading = make(chan bool)
-		c := companion{name: fmt.Sprintf("server-%d", node.ID()), threads: o.mine, environment: env.Dir(),
+		c := companion{name: fmt.Sprintf("server-%d", node.ID()), threads: o.mine, flags: o.minerFlags, environment: env.Dir(),
 			log: companionLog(node.DataDir()), logLevel: logLevel, out: out, logger: logger, servers: func() string { return o.companionServers(node, env) }}
 		done := make(chan struct{})
 		go func() {
