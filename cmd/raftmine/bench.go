@@ -26,16 +26,23 @@ import (
 )
 
 // Every rate is the median of many short turns, in which the contenders take part one after the other: a machine that
-// is busy at times slows all of them alike, and a median forgets the worst. The turns start at places spread evenly over
-// the nonces of the exercise, so that each number of digits has its share. (tuning)
+// is busy at times slows all of them alike, and a median forgets the worst. (tuning)
 const (
-	benchLast      = 2_000_000_000
 	benchTurn      = time.Millisecond     // of one thread: shorter than what a busy machine takes a processor away for
 	benchTurnAll   = 5 * time.Millisecond // of all threads, which do not start in the same instant
 	benchFewest    = 3                    // turns
 	benchHitRoom   = 16
 	benchPlainName = "plain"
 )
+
+// benchStretches are the nonces of the exercise by their number of digits, which decides how fast a kernel is. Each is
+// measured by itself; the rate over all nonces is what a search of 1 to 2,000,000,000 would have. Nonces of less than 8
+// digits, half a percent, count as if they had 8.
+var benchStretches = [...]struct {
+	digits int
+	first  uint64
+	nonces float64
+}{{10, 1_000_000_000, 1_000_000_001}, {9, 100_000_000, 900_000_000}, {8, 10_000_000, 99_999_999}}
 
 // benchView is what "bench" prints as JSON. Scripts rely on the names. All rates are double SHA-256 a second.
 type benchView struct {
@@ -48,7 +55,10 @@ type benchView struct {
 
 type benchKernel struct {
 	Name               string  `json:"name"`
-	HashRate           float64 `json:"hash_rate"` // on one thread
+	HashRate           float64 `json:"hash_rate"` // on one thread, over the nonces 1 to 2,000,000,000
+	HashRate10Digits   float64 `json:"hash_rate_10_digits"`
+	HashRate9Digits    float64 `json:"hash_rate_9_digits"`
+	HashRate8Digits    float64 `json:"hash_rate_8_digits"`
 	HashRateAllThreads float64 `json:"hash_rate_all_threads"`
 	ShareOfBest        float64 `json:"share_of_best"` // of the highest hash_rate here, 0 to 1
 	TimesPlain         float64 `json:"times_plain"`
@@ -65,7 +75,8 @@ func newBenchCommand() *cobra.Command {
 		Short: "Measure the hash rate of each search kernel on this machine",
 		Long: `Measure the hash rate of each search kernel that this machine can run, on one thread and on all, and beside them a
 plain loop on crypto/sha256 that computes the first block's state once. A hash is one double SHA-256 of one message. Each
-rate is the median of many short turns over the nonces 1 to 2,000,000,000.`,
+rate is the median of many short turns, taken for nonces of 10, 9 and 8 digits; the rate over the nonces 1 to 2,000,000,000
+follows from these.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asJSON, err := jsonOutput(cmd)
@@ -133,8 +144,23 @@ func kernelFlags(name string) ([]string, error) {
 type contender struct {
 	name    string
 	workers []benchWorker // one a thread
-	one     []float64     // rates of the turns on one thread
-	all     []float64     // and on all of them
+	one     benchRates    // of the turns on one thread
+	all     benchRates    // and on all of them
+}
+
+// benchRates are the rates of turns in each of benchStretches.
+type benchRates [len(benchStretches)][]float64
+
+// medians returns the median rate in each stretch, and the rate over all nonces that follows from them.
+func (r *benchRates) medians() (medians [len(benchStretches)]float64, overall float64) {
+	nonces, seconds := 0.0, 0.0
+	for i, stretch := range benchStretches {
+		slices.Sort(r[i])
+		medians[i] = r[i][len(r[i])/2]
+		nonces += stretch.nonces
+		seconds += stretch.nonces / medians[i]
+	}
+	return medians, nonces / seconds
 }
 
 // benchWorker tries nonces from first on, at least until the time is over, and returns how many.
@@ -155,28 +181,35 @@ func measureKernels(ctx context.Context, kernels []sha256d.Kernel, threads int, 
 			contenders[1+i].workers = append(contenders[1+i].workers, kernelWorker(k, job))
 		}
 	}
-	turns := max(benchFewest, int(duration/benchTurn))
+	turns := max(benchFewest, int(duration/benchTurn)/len(benchStretches))
 	for turn := range turns {
-		for _, c := range contenders {
-			if err := ctx.Err(); err != nil {
-				return view, err
+		for stretch := range benchStretches {
+			for _, c := range contenders {
+				if err := ctx.Err(); err != nil {
+					return view, err
+				}
+				c.one[stretch] = append(c.one[stretch], c.rate(1, placeOfTurn(stretch, turn, turns), benchTurn))
 			}
-			c.one = append(c.one, c.rate(1, placeOfTurn(turn, turns), benchTurn))
 		}
 	}
-	turns = max(benchFewest, int(duration/benchTurnAll))
+	turns = max(benchFewest, int(duration/benchTurnAll)/len(benchStretches))
 	for turn := range turns {
-		for _, c := range contenders[1:] {
-			if err := ctx.Err(); err != nil {
-				return view, err
+		for stretch := range benchStretches {
+			for _, c := range contenders[1:] {
+				if err := ctx.Err(); err != nil {
+					return view, err
+				}
+				c.all[stretch] = append(c.all[stretch], c.rate(threads, placeOfTurn(stretch, turn, turns), benchTurnAll))
 			}
-			c.all = append(c.all, c.rate(threads, placeOfTurn(turn, turns), benchTurnAll))
 		}
 	}
-	view.PlainHashRate = medianRate(plain.one)
+	_, view.PlainHashRate = plain.one.medians()
 	highest := 0.0
 	for _, c := range contenders[1:] {
-		k := benchKernel{Name: c.name, HashRate: medianRate(c.one), HashRateAllThreads: medianRate(c.all)}
+		one, overall := c.one.medians()
+		_, all := c.all.medians()
+		k := benchKernel{Name: c.name, HashRate: overall, HashRateAllThreads: all,
+			HashRate10Digits: one[0], HashRate9Digits: one[1], HashRate8Digits: one[2]}
 		k.TimesPlain = k.HashRate / view.PlainHashRate
 		highest = max(highest, k.HashRate)
 		view.Kernels = append(view.Kernels, k)
@@ -187,9 +220,10 @@ func measureKernels(ctx context.Context, kernels []sha256d.Kernel, threads int, 
 	return view, nil
 }
 
-// placeOfTurn is the first nonce of a turn: the middle of its share of the nonces.
-func placeOfTurn(turn, turns int) uint64 {
-	return 1 + uint64((float64(turn)+0.5)/float64(turns)*benchLast)
+// placeOfTurn is the first nonce of a turn: they are spread evenly over most of a stretch.
+func placeOfTurn(stretch, turn, turns int) uint64 {
+	first := benchStretches[stretch].first
+	return first + uint64(float64(turn)/float64(turns)*0.8*float64(first))
 }
 
 // rate runs a turn on the first threads workers and returns what they did together in a second.
@@ -199,7 +233,7 @@ func (c *contender) rate(threads int, first uint64, length time.Duration) float6
 	for i := range threads {
 		wg.Go(func() {
 			start := time.Now()
-			tried := c.workers[i](first+uint64(i)<<24, length)
+			tried := c.workers[i](first+uint64(i)<<17, length)
 			rates[i] = float64(tried) / time.Since(start).Seconds()
 		})
 	}
@@ -249,20 +283,15 @@ func plainWorker(work pow.Work) benchWorker {
 	}
 }
 
-func medianRate(rates []float64) float64 {
-	slices.Sort(rates)
-	return rates[len(rates)/2]
-}
-
 func printBench(w io.Writer, view benchView) error {
 	fmt.Fprintf(w, "%s; median rates, nonces 1 to 2,000,000,000; miners use %s\n\n", view.CPU, view.Best)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(table, "KERNEL\t1 THREAD\t%d THREADS\tOF THE BEST\tTIMES PLAIN\n", view.Threads)
+	fmt.Fprintf(table, "KERNEL\t10 DIGITS\t9 DIGITS\t8 DIGITS\t1 THREAD\t%d THREADS\tOF THE BEST\tTIMES PLAIN\n", view.Threads)
 	for _, k := range view.Kernels {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%.0f %%\t%.2f\n", k.Name, hashRate(k.HashRate), hashRate(k.HashRateAllThreads),
-			100*k.ShareOfBest, k.TimesPlain)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%.0f %%\t%.2f\n", k.Name, hashRate(k.HashRate10Digits), hashRate(k.HashRate9Digits),
+			hashRate(k.HashRate8Digits), hashRate(k.HashRate), hashRate(k.HashRateAllThreads), 100*k.ShareOfBest, k.TimesPlain)
 	}
-	fmt.Fprintf(table, "%s\t%s\t\t\t1.00\n", benchPlainName, hashRate(view.PlainHashRate))
+	fmt.Fprintf(table, "%s\t\t\t\t%s\t\t\t1.00\n", benchPlainName, hashRate(view.PlainHashRate))
 	return table.Flush()
 }
 

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -34,7 +36,8 @@ func TestBenchMeasuresEveryKernelOfThisMachine(t *testing.T) {
 	for _, k := range view.Kernels {
 		got = append(got, k.Name)
 		best = max(best, k.ShareOfBest)
-		if k.HashRate <= 0 || k.HashRateAllThreads <= 0 || k.TimesPlain <= 0 || k.ShareOfBest <= 0 {
+		if k.HashRate <= 0 || k.HashRateAllThreads <= 0 || k.TimesPlain <= 0 || k.ShareOfBest <= 0 ||
+			k.HashRate10Digits <= 0 || k.HashRate9Digits <= 0 || k.HashRate8Digits <= 0 {
 			t.Errorf("kernel %+v, want rates", k)
 		}
 	}
@@ -75,21 +78,29 @@ func TestBenchEndsWhenItIsInterrupted(t *testing.T) {
 	}
 }
 
-func TestPlacesOfTurnsAreSpreadOverTheNonces(t *testing.T) {
-	digits := make(map[int]int)
-	for turn := range 1000 {
-		first := placeOfTurn(turn, 1000)
-		if first < 1 || first > benchLast {
-			t.Fatalf("turn %d starts at %d", turn, first)
+func TestTurnsStayInTheirStretch(t *testing.T) {
+	const threads, tried = 64, 5_000_000 // in a turn, on any machine
+	for i, stretch := range benchStretches {
+		for _, turns := range []int{1, 3, 1000} {
+			for turn := range turns {
+				first := placeOfTurn(i, turn, turns)
+				last := first + threads<<17 + tried
+				if len(strconv.FormatUint(first, 10)) != stretch.digits || len(strconv.FormatUint(last, 10)) != stretch.digits {
+					t.Fatalf("turn %d of %d starts at %d, want %d digits to its end", turn, turns, first, stretch.digits)
+				}
+			}
 		}
-		n := 0
-		for ; first > 0; first /= 10 {
-			n++
-		}
-		digits[n]++
 	}
-	if digits[10] != 500 || digits[9] != 450 {
-		t.Errorf("turns by digits: %v, want half of them at 10 and 45 %% at 9", digits)
+}
+
+func TestOverallRateIsThatOfASearchOfAllNonces(t *testing.T) {
+	rates := benchRates{{1, 40e6, 90e6}, {20e6}, {10e6}}
+	medians, overall := rates.medians()
+	if medians != [3]float64{40e6, 20e6, 10e6} {
+		t.Errorf("medians %v", medians)
+	}
+	if seconds := 2e9 / overall; math.Abs(seconds-(1e9/40e6+0.9e9/20e6+0.1e9/10e6)) > 1e-3 {
+		t.Errorf("overall rate %v: a search of all nonces takes %v s, want 80", overall, seconds)
 	}
 }
 
