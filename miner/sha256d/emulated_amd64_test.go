@@ -24,26 +24,27 @@ func (k *emulatedKernel) prepare(job *Job, digits int) int {
 
 // emulatedKernels returns every kernel of this build, run by the emulator, with no other one behind it but generic.
 func emulatedKernels(t testing.TB) map[string]*unitSearcher {
-	bare := func(searcher Searcher, least int) *unitSearcher {
-		s := searcher.(*unitSearcher)
-		s.other, s.shape.least = newGeneric(), least
-		return s
+	bare := func(searcher Searcher) *unitSearcher {
+		if s := alone(searcher); s != nil {
+			return s.(*unitSearcher)
+		}
+		return searcher.(*unitSearcher)
 	}
 	kernels := make(map[string]*unitSearcher)
 
-	kernels["avx512"] = bare(newAVX512(), 1)
+	kernels["avx512"] = bare(newAVX512())
 	k := kernels["avx512"].kernel.(*avx512)
 	program := emulate(t, "avx512_amd64.s", "avx512Search", k.b)
 	k.search = func(b *avx512Block, groups, steps int) int { return program.run(bytesOf(b), groups, steps) }
 
-	kernels["hybrid"] = bare(newHybrid(), 1)
+	kernels["hybrid"] = bare(newHybrid())
 	h := kernels["hybrid"].kernel.(*hybrid)
 	program3 := emulate(t, "hybrid_amd64.s", "hybridSearch", h.b)
 	h.search = func(b *hybridBlock, groups, steps, batches int) int {
 		return program3.run(bytesOf(b), groups, steps, batches)
 	}
 
-	kernels["avx2"] = bare(newAVX2(), 0)
+	kernels["avx2"] = bare(newAVX2())
 	v := kernels["avx2"].kernel.(*avx2)
 	program1, program2 := emulate(t, "avx2_amd64.s", "avx2Search1", v.b), emulate(t, "avx2_amd64.s", "avx2Search2", v.b)
 	kernels["avx2"].kernel = &emulatedKernel{v, func(digits int) {
@@ -54,7 +55,7 @@ func emulatedKernels(t testing.TB) map[string]*unitSearcher {
 		v.search = func(b *avx2Block, groups int) { program.run(bytesOf(b), groups) }
 	}}
 
-	kernels["shani"] = bare(newSHANI(), 0)
+	kernels["shani"] = bare(newSHANI())
 	n := kernels["shani"].kernel.(*shani)
 	all, hoisted := emulate(t, "shani_amd64.s", "shaniSearchAll", n.b), emulate(t, "shani_amd64.s", "shaniSearchHoisted", n.b)
 	kernels["shani"].kernel = &emulatedKernel{n, func(digits int) {

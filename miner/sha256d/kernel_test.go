@@ -29,8 +29,14 @@ func forEachKernel(t *testing.T, test func(t *testing.T, searcher Searcher)) {
 			}
 			test(t, k.New())
 		})
+		if k.Available() && alone(k.New()) != nil {
+			t.Run(k.Name+" alone", func(t *testing.T) { test(t, alone(k.New())) })
+		}
 	}
 }
+
+// alone returns a searcher that leaves as little as it can to another one; nil when that makes no difference.
+var alone = func(Searcher) Searcher { return nil }
 
 func TestRequiredKernelsAreAvailable(t *testing.T) {
 	names := os.Getenv("RAFTMINE_REQUIRE_KERNELS")

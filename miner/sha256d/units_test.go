@@ -10,6 +10,17 @@ import (
 	"raftmine/fsm/pow"
 )
 
+func init() {
+	alone = func(searcher Searcher) Searcher {
+		s, ok := searcher.(*unitSearcher)
+		if !ok || s.shape.least <= 1 {
+			return nil
+		}
+		s.shape.least, s.other = 1, newGeneric()
+		return s
+	}
+}
+
 // runLog is a unitKernel that finds every nonce and notes what it was asked.
 type runLog struct {
 	digits []int
