@@ -44,6 +44,7 @@ type avx2 struct {
 	message message
 	search  func(b *avx2Block, groups int)
 	hits    []uint16
+	quads   [avx2Lanes * avx2Groups][4]uint32 // W0 to W3 of each decade's first nonce
 	b       *avx2Block
 	memory  [unsafe.Sizeof(avx2Block{}) + 31]byte // of b, which is aligned to the vectors' size for speed
 }
@@ -88,17 +89,13 @@ func (v *avx2Vector) set(word uint32) {
 func (s *avx2) run(decade uint64, count int, threshold uint32) []uint16 {
 	b, m := s.b, &s.message
 	b.threshold.set(threshold)
-	m.set(s.job, decade, m.digits)
+	m.firstQuads(s.job, decade, s.quads[:count])
 	groups := (count + avx2Lanes - 1) / avx2Lanes
 	for i := range groups * avx2Lanes {
 		// The last group's lanes past the end do the last decade again.
-		if i > 0 && i < count {
-			m.step()
-		}
+		quad := &s.quads[min(i, count-1)]
 		group, lane := &b.groups[i/avx2Lanes], i%avx2Lanes
-		for w := range group {
-			group[w][lane] = m.word(w)
-		}
+		group[0][lane], group[1][lane], group[2][lane], group[3][lane] = quad[0], quad[1], quad[2], quad[3]
 	}
 	s.search(b, groups)
 	s.hits = s.hits[:0]

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"unsafe"
 )
@@ -94,9 +95,19 @@ func (p *program) run(block []byte, arguments ...int) int {
 	}
 }
 
+var (
+	emulatedPrograms = make(map[string]*program) // by function
+	emulatedMutex    sync.Mutex
+)
+
 // emulate reads a function out of a file of assembly. Block is a pointer to its block, whose fields it names.
 func emulate(t testing.TB, file, function string, block any) *program {
 	t.Helper()
+	emulatedMutex.Lock()
+	defer emulatedMutex.Unlock()
+	if p := emulatedPrograms[function]; p != nil {
+		return p
+	}
 	text, err := assembly.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -142,6 +153,7 @@ func emulate(t testing.TB, file, function string, block any) *program {
 	for _, line := range lines {
 		p.steps = append(p.steps, a.decode(line[0], line[1:]))
 	}
+	emulatedPrograms[function] = p
 	return p
 }
 
@@ -483,24 +495,15 @@ func vectorInstruction(name string, o []operand, broadcast, zeroing bool) func(m
 		})
 	case "VPTERNLOGD":
 		return whole(func(_ *machine, a, b, old, result *[16]uint32) {
-			for i := range words {
-				x, y, z := old[i], b[i], a[i]
-				var w uint32
-				for row := range 8 {
-					if immediate>>row&1 == 0 {
-						continue
-					}
-					term := ^uint32(0)
-					for bit, v := range [3]uint32{z, y, x} {
-						if row>>bit&1 != 0 {
-							term &= v
-						} else {
-							term &^= v
-						}
-					}
-					w |= term
+			for row := range 8 {
+				if immediate>>row&1 == 0 {
+					continue
 				}
-				result[i] = w
+				// The words where old, b and a are the bits of row.
+				notX, notY, notZ := uint32(row>>2&1)-1, uint32(row>>1&1)-1, uint32(row&1)-1
+				for i := range words {
+					result[i] |= (old[i] ^ notX) & (b[i] ^ notY) & (a[i] ^ notZ)
+				}
 			}
 		})
 	case "VPERMI2D":

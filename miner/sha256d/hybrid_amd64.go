@@ -19,7 +19,7 @@ type hybridVector [4][2]uint32
 type hybridGroup struct {
 	start [hybridLanes][4]uint32        // the kernel's own: F, E, B, A after rounds 0 and 1
 	part8 [hybridLanes / 4]hybridVector // the kernel's own: of W16 and W17 what W2 does not change
-	pairs [hybridLanes / 4]hybridVector // W0 and W1
+	pairs [hybridLanes][2]uint32        // W0 and W1
 }
 
 // hybridBlock is what the hybrid kernel works on.
@@ -115,7 +115,7 @@ func (s *hybrid) run(unit uint64, count int, threshold uint32) []uint16 {
 	for i := range b.groups[:groups] {
 		pairs := &b.groups[i].pairs
 		for lane := range hybridLanes {
-			pairs[lane/4][lane%4] = [2]uint32{w0, w1}
+			pairs[lane] = [2]uint32{w0, w1}
 			w0, w1 = nextDigits(w0, w1)
 		}
 	}

@@ -45,10 +45,22 @@ func (m *message) lastDigits(digits *[10][4]uint32) {
 // firstQuads sets W0 to W3 of the first nonce of each decade, from decade on.
 func (m *message) firstQuads(job *Job, decade uint64, decades [][4]uint32) {
 	m.set(job, decade, m.digits)
+	// Nine times in ten only the digit before the last one changes.
+	at := m.digits - 2
+	digit, word, one := m.block[at], at/4&3, uint32(1)<<(24-8*(at%4))
+	quad := [4]uint32{m.word(0), m.word(1), m.word(2), m.word(3)}
 	for i := range decades {
-		if i > 0 {
+		switch {
+		case i == 0:
+		case digit != '9':
+			digit++
+			quad[word] += one
+		default:
+			m.block[at] = digit
 			m.step()
+			digit = m.block[at]
+			quad = [4]uint32{m.word(0), m.word(1), m.word(2), m.word(3)}
 		}
-		decades[i] = [4]uint32{m.word(0), m.word(1), m.word(2), m.word(3)}
+		decades[i] = quad
 	}
 }
