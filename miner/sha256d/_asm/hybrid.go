@@ -35,7 +35,9 @@ import (
 //
 //	X0                   W+K of the next two rounds
 //	X1, X2; X3, X4 ...   the state of chain 0, of chain 1 ...: A,B,E,F and C,D,G,H, the first word highest
-//	Y13 to Y31           the schedule's, as lanes.go assigns them
+//	X13                  temporary
+//	Y16 to Y31           the schedule's, as lanes.go assigns them: no legacy instruction can name these, so that the
+//	                     upper halves of X0 to X15 stay clean and legacy instructions do not wait for them
 //	DI                   the block
 //	SI                   the group of the batch, in the block
 //	DX                   turns left
@@ -182,10 +184,10 @@ func (h *hybrid) search() {
 
 	h.note("Which lanes are at or below the threshold?")
 	threshold := h.field("threshold")
-	h.op("VMOVDQU32", h.field("digests"), "Y13")
-	h.op("VMOVDQU32", h.field("digests").plus(32), "X14")
-	h.op("VPCMPUD.BCST", 2, threshold, "Y13", "K1")
-	h.op("VPCMPUD.BCST", 2, threshold, "X14", "K2")
+	h.op("VMOVDQU32", h.field("digests"), "Y16")
+	h.op("VMOVDQU32", h.field("digests").plus(32), "X17")
+	h.op("VPCMPUD.BCST", 2, threshold, "Y16", "K1")
+	h.op("VPCMPUD.BCST", 2, threshold, "X17", "K2")
 	h.op("KMOVW", "K1", "AX")
 	h.op("KMOVW", "K2", "CX")
 	h.op("SHLL", 8, "CX")
@@ -206,7 +208,7 @@ func (h *hybrid) groups() {
 	h.op("LEAQ", h.field("groups"), "SI")
 	part := h.field("part8")
 	part.broadcast, part.pairs = true, true
-	h.lanes.fetch(part, "Y17")
+	h.lanes.fetch(part, "Y16")
 	h.label("group")
 	h.note("What the nonces of a unit share.")
 	for lane := range hybridLanes {
@@ -219,15 +221,15 @@ func (h *hybrid) groups() {
 		h.op("VMOVDQU", state, groupStart(lane))
 	}
 	for stream := range hybridStreams {
-		h.op("VMOVDQU", groupPairs(stream), "Y13")
-		h.op("VPSHUFD", swapWords, "Y13", "Y14")
-		h.op("VPRORD", 7, "Y14", "Y15")
-		h.op("VPRORD", 18, "Y14", "Y16")
-		h.op("VPSRLD", 3, "Y14", "Y14")
-		h.op("VPTERNLOGD", truthTable(xor3, 0, 1, 2), "Y16", "Y15", "Y14")
-		h.op("VPADDD", "Y17", "Y13", "Y13")
-		h.op("VPADDD", "Y14", "Y13", "K5", "Y13") // to the even words only
-		h.op("VMOVDQU", "Y13", groupPart(stream))
+		h.op("VMOVDQU32", groupPairs(stream), "Y17")
+		h.op("VPSHUFD", swapWords, "Y17", "Y18")
+		h.op("VPRORD", 7, "Y18", "Y19")
+		h.op("VPRORD", 18, "Y18", "Y20")
+		h.op("VPSRLD", 3, "Y18", "Y18")
+		h.op("VPTERNLOGD", truthTable(xor3, 0, 1, 2), "Y20", "Y19", "Y18")
+		h.op("VPADDD", "Y16", "Y17", "Y17")
+		h.op("VPADDD", "Y18", "Y17", "K5", "Y17") // to the even words only
+		h.op("VMOVDQU32", "Y17", groupPart(stream))
 	}
 	h.op("ADDQ", hybridGroup, "SI")
 	h.op("DECQ", "DX")

@@ -42,7 +42,7 @@ type vectors struct {
 var (
 	avx2Vectors   = vectors{name: ymm, bytes: 32, registers: 16, move: "VMOVDQU"}
 	avx512Vectors = vectors{name: zmm, bytes: 64, registers: 32, move: "VMOVDQU32"}
-	hybridVectors = vectors{name: ymm, bytes: 32, first: 1 + 2*hybridChains, registers: 32, move: "VMOVDQU32"}
+	hybridVectors = vectors{name: ymm, bytes: 32, first: 16, registers: 32, move: "VMOVDQU32"}
 )
 
 // newLanes puts graphs into registers of that kind.
