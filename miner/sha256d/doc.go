@@ -7,7 +7,7 @@
 //
 // Every kernel stands in one table, Kernels, and every test runs for every entry of it. A call stays near a
 // millisecond, so that a caller that checks for interrupts between calls is quick. Go cannot preempt assembly, so that
-// is entered anew for every few hundred nonces, 50 microseconds at most, and the garbage collector never waits longer.
+// is entered anew for every few hundred nonces, about 50 microseconds, and the garbage collector never waits longer.
 //
 //	hybrid   amd64 with SHA, AVX-512F, AVX-512VL: twelve nonces, the rounds by the SHA instructions and
 //	         the schedule by AVX-512          nonces of 9 and 10 digits; shani does the others

@@ -466,6 +466,9 @@ func FuzzSearch(f *testing.F) {
 	for _, k := range Kernels() {
 		if k.Available() {
 			searchers = append(searchers, named{k.Name, k.New()})
+			if s := alone(k.New()); s != nil {
+				searchers = append(searchers, named{k.Name + " alone", s})
+			}
 		}
 	}
 	f.Fuzz(func(t *testing.T, previous []byte, timestamp, first uint64, digits uint8, length uint16, threshold uint32, room uint8) {
