@@ -398,4 +398,3 @@ func integerInstruction(name string, o []operand) func(m *machine) int {
 		return next
 	}
 }
-
