@@ -19,22 +19,27 @@ func simDice(seed, stream uint64) *rand.Rand { return rand.New(rand.NewPCG(seed,
 // simHistory is what the clients of a cluster saw.
 type simHistory struct {
 	mu    sync.Mutex
-	acked []simAnswer
+	acked []simAcknowledged
 }
 
-// simAnswer is an answer that its miner was told to be committed.
 type simAnswer struct {
 	miner  string
 	answer coordinator.Message
 }
 
-func (h *simHistory) acknowledged(miner string, answer coordinator.Message) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.acked = append(h.acked, simAnswer{miner, answer})
+// simAcknowledged is an answer that its miner was told to be committed.
+type simAcknowledged struct {
+	simAnswer
+	result coordinator.Result
 }
 
-func (h *simHistory) acknowledgedAnswers() []simAnswer {
+func (h *simHistory) acknowledged(miner string, answer coordinator.Message, result coordinator.Result) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.acked = append(h.acked, simAcknowledged{simAnswer{miner, answer}, result})
+}
+
+func (h *simHistory) acknowledgedAnswers() []simAcknowledged {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.acked)
@@ -87,6 +92,27 @@ type simReplay struct {
 	applied map[string][]simApplied // by command
 }
 
+// simSearched is a chunk of a job in one round.
+type simSearched struct{ job, timestamp, chunk uint64 }
+
+// simFinished are the chunks that anybody finished.
+type simFinished map[simSearched]bool
+
+// covers reports whether an answer that says no was not needed any more: its lease had expired, and others finished the whole
+// range. It is a duplicate too, though nobody has committed this very answer.
+func (f simFinished) covers(answer coordinator.Message) bool {
+	no, ok := answer.(coordinator.AnswerNo)
+	if !ok {
+		return false
+	}
+	for chunk := range chunksOf(no.Nonces.First, no.Nonces.Last) {
+		if !f[simSearched{no.JobID, no.Timestamp, chunk}] {
+			return false
+		}
+	}
+	return true
+}
+
 // replay goes through a server's journal. Only of the whole history is it asked whether everything is in it.
 func (s *sim) replay(server *simServer, whole bool) *simReplay {
 	reader, err := raftnode.ReadJournal(server.faultyDisk().dir)
@@ -98,6 +124,7 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 	applied := make(map[string][]simApplied)
 	leaders := make(map[uint64]uint64) // by term
 	done := make(map[simAnswer]bool)
+	finished := make(simFinished)
 	for record, err := range reader.Records() {
 		if err != nil {
 			s.fail("read the history of server %d: %v", server.id, err)
@@ -131,6 +158,9 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 			}
 			switch c := entry.Commands[i].(type) {
 			case fsm.Finish:
+				for chunk := range chunksOf(c.Nonces.First, c.Nonces.Last) {
+					finished[simSearched{c.JobID, c.Timestamp, chunk}] = true
+				}
 				done[simAnswer{c.Miner, coordinator.AnswerNo{GrantID: c.GrantID, JobID: c.JobID, Timestamp: c.Timestamp, Nonces: c.Nonces,
 					Receipt: c.Receipt}}] = true
 			case fsm.Solve:
@@ -144,9 +174,9 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 	if !whole {
 		return &simReplay{state, applied}
 	}
-	for _, answer := range s.history.acknowledgedAnswers() {
-		if !done[answer] {
-			s.fail("%+v of %s was acknowledged, and is not in the history", answer.answer, answer.miner)
+	for _, acked := range s.history.acknowledgedAnswers() {
+		if !done[acked.simAnswer] && (acked.result != coordinator.Duplicate || !finished.covers(acked.answer)) {
+			s.fail("%+v of %s was acknowledged with result %d, and is not in the history", acked.answer, acked.miner, acked.result)
 		}
 	}
 	s.checkBlocks(state)

@@ -301,6 +301,6 @@ func (m *simMiner) acknowledged(ack coordinator.Acknowledgement) {
 		}
 		m.sim.fail("honest miner %s was told %+v for %+v", m.name, ack, answer)
 	case coordinator.Committed, coordinator.Duplicate:
-		m.sim.history.acknowledged(m.name, answer)
+		m.sim.history.acknowledged(m.name, answer, ack.Result)
 	}
 }

@@ -11,7 +11,8 @@
 //
 // # What is promised to a miner
 //
-// An Acknowledgement with Committed or Duplicate is sent only after the answer was committed. Every answer gets exactly one
+// An Acknowledgement with Committed or Duplicate is sent only after the answer was committed; Duplicate also when the lease
+// was lost and others have finished the whole range since, so that this very answer is not needed. Every answer gets exactly one
 // acknowledgement on the stream it came on, unless that stream ends first. A range is sent only after its grant was
 // committed. An Interrupt drops ranges, never answers: an answer that is on its way is still acknowledged.
 // A wrong answer changes nothing but the miner's strikes; with fsm.MaxStrikes its stream ends with ErrMinerRefused.
