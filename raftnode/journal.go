@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/renameio/v2"
 
@@ -69,6 +70,8 @@ type journal struct {
 
 	markMu sync.Mutex
 	marked uint64 // records in the file "synced"
+
+	absent atomic.Uint64 // records in gaps; read while mu waits for the disk
 
 	gapped chan struct{} // cap 1: there may be a gap to fill
 	grown  chan struct{} // cap 1: there is something to sync
@@ -161,6 +164,7 @@ func (j *journal) begin(header segmentHeader) error {
 	}
 	j.out, j.size = file, segmentHeaderSize
 	j.segments = append(j.segments, segment{path: path, continues: header.continues, base: header.base, end: header.base})
+	j.count()
 	return nil
 }
 
@@ -425,16 +429,18 @@ func (j *journal) gap() (from, to fsm.Head, ok bool) {
 	return fsm.Head{}, fsm.Head{}, false
 }
 
-// missing counts the records in gaps.
-func (j *journal) missing() (records uint64) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+// missing counts the records in gaps. It never waits.
+func (j *journal) missing() uint64 { return j.absent.Load() }
+
+// count is called with mu held, whenever segments were added.
+func (j *journal) count() {
+	var records uint64
 	var end fsm.Head
 	for _, s := range j.segments {
 		records += s.base.Records - end.Records
 		end = s.end
 	}
-	return records
+	j.absent.Store(records)
 }
 
 // sealed returns the segments that are not written to any more.

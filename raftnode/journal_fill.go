@@ -260,4 +260,5 @@ func (j *journal) insert(s segment) {
 	} else {
 		j.segments = slices.Insert(j.segments, at, s)
 	}
+	j.count()
 }

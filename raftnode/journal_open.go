@@ -81,6 +81,7 @@ func (j *journal) load(synced fsm.Head) error {
 		}
 		j.segments, j.size, end = append(j.segments, s), size, s.end
 	}
+	j.count()
 	if end.Records < synced.Records {
 		return fmt.Errorf("%s: %w: it ends at record %d, and %d were on the disk", j.dir, ErrJournalDamaged,
 			end.Records, synced.Records)
