@@ -83,6 +83,18 @@ func (w *watchdog) oldest() (age time.Duration) {
 	return age
 }
 
+// oldestWrite returns the number of the write that began first, 0: none is under way.
+func (w *watchdog) oldestWrite() (oldest uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id := range w.writes {
+		if oldest == 0 || id < oldest {
+			oldest = id
+		}
+	}
+	return oldest
+}
+
 // isStalled reports whether a write takes too long now.
 func (w *watchdog) isStalled() bool {
 	w.mu.Lock()
@@ -150,18 +162,29 @@ func (n *Node) diskAlarm(stalled bool) {
 
 // watchDisk returns an error when a stall lasts, and nil when ctx ends.
 func (n *Node) watchDisk(ctx context.Context) error {
-	ticker := time.NewTicker(max(time.Millisecond, n.config.StallLimit/2))
+	period := max(time.Millisecond, n.config.StallLimit/2)
+	ticker := time.NewTicker(period)
 	defer ticker.Stop()
+	return n.watchWrites(ctx, ticker.C, period)
+}
+
+// watchWrites counts the ticks at which one write is under way, and not its time: while this process is paused there is
+// time, and no tick.
+func (n *Node) watchWrites(ctx context.Context, ticks <-chan time.Time, period time.Duration) error {
+	limit := (n.config.StallExit + period - 1) / period
+	var write uint64 // seen at the tick before
+	var count time.Duration
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-ticks:
 		}
-		n.disk.mu.Lock()
-		age := n.disk.oldest()
-		n.disk.mu.Unlock()
-		if age >= n.config.StallExit {
+		count++
+		if now := n.disk.oldestWrite(); now != write || now == 0 {
+			write, count = now, 0
+		}
+		if count >= limit {
 			return fmt.Errorf("%w: a write below %s has taken more than %v; check the disk, then start the server again",
 				ErrDiskStalled, n.config.DataDir.Path(), n.config.StallExit)
 		}

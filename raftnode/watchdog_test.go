@@ -145,6 +145,44 @@ func TestFollowerWhoseDiskStallsIsInNobodysWay(t *testing.T) {
 	})
 }
 
+// TestPauseOfTheProcessIsNoStall: a write is under way when the process is paused, and its own ticks are what it counts.
+func TestPauseOfTheProcessIsNoStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const period = time.Second
+		n := &Node{config: Config{DataDir: new(DataDir), StallExit: 10 * period}, disk: watchdog{limit: 2 * period, alarm: func(bool) {}}}
+		ticks, ended := make(chan time.Time), make(chan error, 1)
+		go func() { ended <- n.watchWrites(t.Context(), ticks, period) }()
+		tick := func(times int) {
+			for range times {
+				time.Sleep(period)
+				select {
+				case ticks <- time.Now():
+				case err := <-ended:
+					t.Fatal(err)
+				}
+				synctest.Wait()
+			}
+		}
+		for range 3 {
+			end := n.disk.begin()
+			tick(5)
+			time.Sleep(time.Hour) // paused
+			tick(4)
+			end()
+		}
+		end := n.disk.begin()
+		defer end()
+		began := time.Now()
+		tick(11)
+		if err := <-ended; !errors.Is(err, ErrDiskStalled) {
+			t.Error(err)
+		}
+		if took := time.Since(began); took < n.config.StallExit {
+			t.Errorf("it ended after %v", took)
+		}
+	})
+}
+
 func TestStallThatLastsEndsTheServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)
