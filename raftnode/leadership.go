@@ -263,6 +263,23 @@ func (n *Node) preferLowest(ctx context.Context, servers []raft.Server) {
 	}
 }
 
+// leaveOffice hands over when this server leads without a vote of its own, which it should not. What it believes to be the
+// configuration is not to be built upon, so it changes nothing else.
+func (n *Node) leaveOffice(ctx context.Context) {
+	if !n.transferTry.ready(time.Now()) {
+		return
+	}
+	n.transferTry.attempt(time.Now())
+	heir := n.heir(nil)
+	n.log.Warn("leading without a vote, handing over", "to", heir)
+	if heir == 0 {
+		return
+	}
+	if err := n.transfer(ctx, heir); err != nil && ctx.Err() == nil {
+		n.log.Warn("leadership transfer did not succeed", "to", heir, "error", err)
+	}
+}
+
 var errNoTakeover = errors.New("it did not take over")
 
 // transfer hands leadership to a voter by Raft's own message for it, without the library's transfer state, which can

@@ -65,6 +65,10 @@ func (n *Node) lookAround(ctx context.Context, work *sync.WaitGroup) {
 // governOnce looks at every server and commits what changed. It reports whether a server is being caught up.
 func (n *Node) governOnce(ctx context.Context) (catchingUp bool) {
 	servers := n.configuration()
+	if !isVoter(servers, n.id) {
+		n.leaveOffice(ctx)
+		return false
+	}
 	var rows []fsm.Server
 	n.View(func(v fsm.View) { rows = v.Servers() })
 	var commands []fsm.Command

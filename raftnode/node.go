@@ -218,6 +218,7 @@ func (n *Node) openTransport() {
 		MaxPool:               3,
 		Timeout:               n.config.TransportTimeout,
 	}, n.config.RaftLease/2, func() bool { return n.onlyFollower() != 0 })
+	n.transport.intake = newIntake()
 	n.transport.starting = func() { n.diskGuard.started.Store(true) }
 }
 
@@ -259,6 +260,7 @@ func (n *Node) startRaft(config *raft.Config) (err error) {
 	}
 	n.raft = instance
 	n.started.Store(instance)
+	n.transport.intake.start(n.transport.NetworkTransport.Consumer(), n.answered)
 	return nil
 }
 
@@ -344,6 +346,9 @@ func (n *Node) release() error {
 		}
 		if n.gate != nil {
 			n.gate.close()
+		}
+		if n.transport != nil {
+			n.transport.intake.close()
 		}
 		if n.journal != nil { // nothing is applied any more
 			errs = append(errs, n.journal.close())

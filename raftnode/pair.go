@@ -29,7 +29,8 @@ type raftTransport struct {
 	beats *raft.NetworkTransport // for those heartbeats: it dials only
 	pair  func() bool
 
-	starting func() // diskerror.go
+	starting func()  // diskerror.go
+	intake   *intake // nil: Raft gets everything
 }
 
 // newRaftTransport makes a transport on stream. Config is that of the library's transport.

@@ -1,0 +1,126 @@
+package raftnode
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// Raft checks two requests too little, so they are checked before it gets them.
+//
+// It installs every snapshot, also one that is older than what this server has, and goes back to that snapshot's configuration,
+// while the entries that changed it since are never looked at again. Such snapshots come: the goroutine of a leader that
+// sent entries to a removed server may sleep through the removal, and sends its snapshot when the server is a member
+// again. With a configuration of long ago a server could be elected by voters that are no majority any more.
+//
+// And it stands for election when it is told to (TimeoutNow), also without a vote in its own configuration.
+
+var (
+	errOldSnapshot = errors.New("snapshot is older than the log of this server")
+	errNoVote      = errors.New("this server has no vote in its own configuration, it calls no election")
+)
+
+// intake hands requests to Raft, one at a time.
+type intake struct {
+	rpcs chan raft.RPC
+	quit chan struct{}
+	work sync.WaitGroup
+	once sync.Once
+}
+
+func newIntake() *intake { return &intake{rpcs: make(chan raft.RPC), quit: make(chan struct{})} }
+
+// start begins, once Raft runs.
+func (i *intake) start(from <-chan raft.RPC, answered func(*raft.RPC) bool) {
+	i.work.Go(func() {
+		for {
+			select {
+			case <-i.quit:
+				return
+			case rpc := <-from:
+				if answered(&rpc) {
+					continue
+				}
+				select {
+				case i.rpcs <- rpc:
+				case <-i.quit:
+					rpc.Respond(nil, raft.ErrTransportShutdown)
+					return
+				}
+			}
+		}
+	})
+}
+
+func (i *intake) close() {
+	i.once.Do(func() { close(i.quit) })
+	i.work.Wait()
+}
+
+// Consumer implements raft.Transport.
+func (t *raftTransport) Consumer() <-chan raft.RPC {
+	if t.intake == nil {
+		return t.NetworkTransport.Consumer()
+	}
+	return t.intake.rpcs
+}
+
+// answered answers what Raft must not get.
+func (n *Node) answered(rpc *raft.RPC) bool {
+	switch request := rpc.Command.(type) {
+	case *raft.TimeoutNowRequest:
+		if isVoter(n.configuration(), n.id) {
+			return false
+		}
+		rpc.Respond(&raft.TimeoutNowResponse{}, errNoVote)
+		return true
+	case *raft.InstallSnapshotRequest:
+		if !n.holds(request.LastLogIndex, request.LastLogTerm) {
+			rpc.Reader = &snapshotReader{Reader: rpc.Reader, old: func() bool { return n.holds(request.LastLogIndex, request.LastLogTerm) }}
+			return false
+		}
+		n.log.Debug("old snapshot passed over", "index", request.LastLogIndex)
+		var err error
+		if _, copyErr := io.Copy(io.Discard, rpc.Reader); copyErr != nil {
+			err = fmt.Errorf("read snapshot: %w", copyErr)
+		}
+		// Whoever asks, and in whatever term: all this is committed, and it is here.
+		rpc.Respond(&raft.InstallSnapshotResponse{Term: request.Term, Success: err == nil}, err)
+		return true
+	}
+	return false
+}
+
+// holds reports whether everything up to a committed entry is here already: it is applied, or in the log, which then has
+// the same entries before it (Raft, log matching; "retain log entries following it and reply", figure 13).
+func (n *Node) holds(index, term uint64) bool {
+	if index <= n.raft.AppliedIndex() {
+		return true
+	}
+	var entry raft.Log
+	return n.stores.Log.GetLog(index, &entry) == nil && entry.Term == term
+}
+
+// snapshotReader looks once more when Raft begins to read, on its main goroutine: entries may have come since.
+type snapshotReader struct {
+	io.Reader
+	old    func() bool
+	looked bool
+}
+
+// Read implements io.Reader. An old snapshot is read to its end, because the connection is used again.
+func (r *snapshotReader) Read(p []byte) (int, error) {
+	if !r.looked {
+		r.looked = true
+		if r.old() {
+			if _, err := io.Copy(io.Discard, r.Reader); err != nil {
+				return 0, err
+			}
+			return 0, errOldSnapshot
+		}
+	}
+	return r.Reader.Read(p)
+}

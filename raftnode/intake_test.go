@@ -1,0 +1,161 @@
+package raftnode
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// takeSnapshot makes a server's snapshot, and the request that sends it.
+func (s *testServer) takeSnapshot(t *testing.T) (*raft.InstallSnapshotRequest, []byte) {
+	t.Helper()
+	future := s.node.raft.Snapshot()
+	if err := future.Error(); err != nil {
+		t.Fatal(err)
+	}
+	meta, reader, err := future.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	content, err := io.ReadAll(reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &raft.InstallSnapshotRequest{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(raftID(s.node.id)),
+			Addr: []byte(s.node.transport.LocalAddr())},
+		SnapshotVersion: meta.Version, Term: s.node.raft.CurrentTerm(),
+		LastLogIndex: meta.Index, LastLogTerm: meta.Term, Size: meta.Size,
+		Configuration: raft.EncodeConfiguration(meta.Configuration), ConfigurationIndex: meta.ConfigurationIndex,
+	}, content
+}
+
+// send sends a snapshot to a server as the library does.
+func (s *testServer) send(to *testServer, request *raft.InstallSnapshotRequest, content []byte) (raft.InstallSnapshotResponse, error) {
+	var response raft.InstallSnapshotResponse
+	err := s.node.transport.InstallSnapshot(raftID(to.node.id), raftAddress(to.node.id, to.node.Address()), request, &response,
+		bytes.NewReader(content))
+	return response, err
+}
+
+// TestOldSnapshotTakesNoConfigurationBack: it is sent by a goroutine of the leader that slept since before the change.
+func TestOldSnapshotTakesNoConfigurationBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		c.settled()
+		request, content := c.servers[0].takeSnapshot(t)
+		third := newTestServer(t, c.net, t.TempDir())
+		c.servers = append(c.servers, third)
+		third.start(c.servers[0].node.Address())
+		c.wait("server 3 votes", func() bool { return c.up(1, 2, 3) && len(c.servers[1].node.Status().Voters) == 3 })
+		c.commits()
+		c.wait("all have it", c.same)
+		applied := c.servers[1].node.raft.AppliedIndex()
+		for range 2 { // and the connection is good for more
+			response, err := c.servers[0].send(c.servers[1], request, content)
+			if err != nil || !response.Success {
+				t.Errorf("%+v, %v", response, err)
+			}
+		}
+		if got := c.servers[1].node.Status().Voters; !slices.Equal(got, []uint64{1, 2, 3}) {
+			t.Errorf("server 2 knows the voters %v", got)
+		}
+		if got := c.servers[1].node.raft.AppliedIndex(); got < applied {
+			t.Errorf("server 2 went back from entry %d to %d", applied, got)
+		}
+		c.commits()
+		c.wait("all have it", c.same)
+	})
+}
+
+// TestSnapshotThatGrewOldOnItsWayIsNotRead: entries came after the first look, and the connection goes on.
+func TestSnapshotThatGrewOldOnItsWayIsNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		c.settled()
+		n := c.servers[0].node
+		request, content := c.servers[0].takeSnapshot(t)
+		request.LastLogIndex = n.raft.LastIndex() + 1
+		source := bytes.NewReader(content)
+		rpc := raft.RPC{Command: request, Reader: source}
+		if n.answered(&rpc) {
+			t.Fatal("a snapshot that is newer is not handed to Raft")
+		}
+		c.commits()
+		if count, err := rpc.Reader.Read(make([]byte, 16)); count != 0 || !errors.Is(err, errOldSnapshot) {
+			t.Errorf("%d bytes, %v", count, err)
+		}
+		if source.Len() != 0 {
+			t.Errorf("%d bytes are left on the connection", source.Len())
+		}
+	})
+}
+
+func TestLogThatHasTheLastEntryHoldsTheSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		c.settled()
+		s := c.servers[0]
+		next := s.node.raft.LastIndex() + 1
+		if err := s.log.StoreLog(&raft.Log{Index: next, Term: 7}); err != nil { // not applied
+			t.Fatal(err)
+		}
+		for _, row := range []struct {
+			index, term uint64
+			want        bool
+		}{{next, 7, true}, {next, 8, false}, {next + 1, 7, false}, {next - 1, 1, true}} {
+			if got := s.node.holds(row.index, row.term); got != row.want {
+				t.Errorf("index %d of term %d: %v", row.index, row.term, got)
+			}
+		}
+	})
+}
+
+func TestServerWithoutAVoteCallsNoElection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		third := c.servers[2]
+		c.net.setMute(third.node.Address(), true)
+		c.wait("server 3 is no voter any more", func() bool { return len(third.node.Status().Voters) == 2 })
+		term := c.leader().raft.CurrentTerm()
+		if err := c.leader().callElection(t.Context(), 3); err == nil || !strings.Contains(err.Error(), errNoVote.Error()) {
+			t.Errorf("told to stand for election: %v", err)
+		}
+		time.Sleep(time.Second)
+		if now := third.node.raft.CurrentTerm(); now != term || !c.leads(1) {
+			t.Errorf("term %d after term %d", now, term)
+		}
+		c.commits()
+	})
+}
+
+// TestLeaderWithoutAVoteHandsOver plants the configuration past the intake.
+func TestLeaderWithoutAVoteHandsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		s := c.servers[0]
+		request, content := s.takeSnapshot(t)
+		request.Configuration = raft.EncodeConfiguration(raft.Configuration{Servers: slices.DeleteFunc(s.node.configuration(),
+			func(server raft.Server) bool { return serverID(server.ID) == 1 })})
+		answer := make(chan raft.RPCResponse, 1)
+		s.node.transport.intake.rpcs <- raft.RPC{Command: request, Reader: bytes.NewReader(content), RespChan: answer}
+		if got := <-answer; got.Error != nil {
+			t.Fatal(got.Error)
+		}
+		if isVoter(s.node.configuration(), 1) {
+			t.Fatal("server 1 has a vote, so this is no test")
+		}
+		c.wait("another one leads", func() bool { return c.leads(2) || c.leads(3) })
+		c.commits()
+	})
+}
