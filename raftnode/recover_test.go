@@ -290,9 +290,9 @@ func TestLastOfTwoVotersGoesOnAloneWhenTheLeaderDies(t *testing.T) {
 		c.reopen(1)
 		c.reopen(2)
 		c.whole(2)
+		c.server(1).kill() // the leader first: it would go on without server 2
 		c.server(2).kill()
-		c.server(1).kill()
-		c.reopen(2) // nobody saw the leader die
+		c.reopen(2) // a restart, which remembers no leader
 		c.orphaned(2)
 		c.reopen(2)
 		c.strike(1)
