@@ -41,6 +41,9 @@
 // server of another, and the acknowledgements of one server could count as those of a second. In Raft's configuration a
 // server's address is id@host:port, where it listened when it was added; dials use the newest address instead.
 //
+// A snapshot that is older than what is here is answered and not installed, and a server without a vote stands for no election:
+// Raft checks neither (intake.go).
+//
 // Leadership is never transferred by the library, whose transfer can wedge a leader for good (hashicorp/raft issue 696), but
 // by holding the proposals until the target has our last entry, and sending it Raft's own TimeoutNow. A server that is
 // the only voter sends it to itself, so it need not wait for its election timeout.

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"testing/synctest"
 
 	"raftmine/fsm"
@@ -198,6 +199,25 @@ func TestHistoryComesBackAsItWasWritten(t *testing.T) {
 	}
 	if j.missing() != 0 {
 		t.Errorf("%d records are missing", j.missing())
+	}
+}
+
+// TestStatusOfTheHistoryWaitsForNoDisk: a segment is synced with the journal's lock held.
+func TestStatusOfTheHistoryWaitsForNoDisk(t *testing.T) {
+	const from, to, n = 5, 45, 50
+	h, dir := newTestHistory(n), quickDir(t)
+	j := h.withGap(t, dir, from, to, n)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	counted := make(chan uint64, 1)
+	go func() { counted <- j.missing() }()
+	select {
+	case got := <-counted:
+		if got != to-from {
+			t.Errorf("%d records missing", got)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for the disk")
 	}
 }
 
