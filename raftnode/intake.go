@@ -9,12 +9,16 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Raft checks two requests too little, so they are checked before it gets them.
+// What Raft checks too little, or too much, is looked at before it gets it.
 //
 // It installs every snapshot, also one that is older than what this server has, and goes back to that snapshot's configuration,
 // while the entries that changed it since are never looked at again. Such snapshots come: the goroutine of a leader that
 // sent entries to a removed server may sleep through the removal, and sends its snapshot when the server is a member
 // again. With a configuration of long ago a server could be elected by voters that are no majority any more.
+//
+// Entries that follow one which this server has applied, and compacted since, it refuses, because that one is not in its log.
+// The leader then goes back to its snapshot, which is old, and so on without a pause. What is applied is the same in
+// the log of every later leader.
 //
 // And it stands for election when it is told to (TimeoutNow), also without a vote in its own configuration.
 
@@ -77,6 +81,8 @@ func (n *Node) answered(rpc *raft.RPC) bool {
 		}
 		rpc.Respond(&raft.TimeoutNowResponse{}, errNoVote)
 		return true
+	case *raft.AppendEntriesRequest:
+		return n.repeated(rpc, request)
 	case *raft.InstallSnapshotRequest:
 		if !n.holds(request.LastLogIndex, request.LastLogTerm) {
 			rpc.Reader = &snapshotReader{Reader: rpc.Reader, old: func() bool { return n.holds(request.LastLogIndex, request.LastLogTerm) }}
@@ -91,6 +97,29 @@ func (n *Node) answered(rpc *raft.RPC) bool {
 		rpc.Respond(&raft.InstallSnapshotResponse{Term: request.Term, Success: err == nil}, err)
 		return true
 	}
+	return false
+}
+
+// repeated deals with entries whose predecessor is applied, and no longer in the log: it leaves out those that are applied too,
+// and answers when nothing remains.
+func (n *Node) repeated(rpc *raft.RPC, request *raft.AppendEntriesRequest) bool {
+	applied, count := n.raft.AppliedIndex(), uint64(len(request.Entries))
+	// Raft deals with terms; after that a leader asks again.
+	if request.PrevLogEntry == 0 || request.PrevLogEntry >= applied || request.Term != n.raft.CurrentTerm() {
+		return false
+	}
+	var entry raft.Log
+	if err := n.stores.Log.GetLog(request.PrevLogEntry, &entry); !errors.Is(err, raft.ErrLogNotFound) {
+		return false
+	}
+	known := applied - request.PrevLogEntry
+	if count <= known {
+		rpc.Respond(&raft.AppendEntriesResponse{Term: request.Term, LastLog: n.raft.LastIndex(), Success: true}, nil)
+		return true
+	}
+	rest := *request
+	rest.PrevLogEntry, rest.PrevLogTerm, rest.Entries = applied, request.Entries[known-1].Term, request.Entries[known:]
+	rpc.Command = &rest
 	return false
 }
 

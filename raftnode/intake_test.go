@@ -159,3 +159,52 @@ func TestLeaderWithoutAVoteHandsOver(t *testing.T) {
 		c.commits()
 	})
 }
+
+// TestEntriesBehindACompactedOneAreTaken: the leader does not know how far this server is, after a snapshot that was old.
+func TestEntriesBehindACompactedOneAreTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2, func(config *Config) { config.TrailingLogs = 2 })
+		c.settled()
+		for range 20 {
+			c.commits()
+		}
+		c.wait("both have it", c.same)
+		leader, follower := c.servers[0], c.servers[1]
+		applied := follower.node.raft.AppliedIndex()
+		var entries []*raft.Log
+		for index := applied - 9; index <= applied; index++ {
+			var entry raft.Log
+			if err := leader.log.GetLog(index, &entry); err != nil {
+				t.Fatal(err)
+			}
+			entries = append(entries, &entry)
+		}
+		follower.takeSnapshot(t)
+		if err := follower.log.GetLog(applied-10, new(raft.Log)); !errors.Is(err, raft.ErrLogNotFound) {
+			t.Fatal("the log is not compacted", err)
+		}
+		term := leader.node.raft.CurrentTerm()
+		for _, count := range []int{0, 1, len(entries)} {
+			request := raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax,
+				ID: []byte(raftID(1)), Addr: []byte(leader.node.transport.LocalAddr())}, Term: term, PrevLogEntry: applied - 10,
+				PrevLogTerm: term, Entries: entries[:count]}
+			var response raft.AppendEntriesResponse
+			err := leader.node.transport.AppendEntries(raftID(2), raftAddress(2, follower.node.Address()), &request, &response)
+			if err != nil || !response.Success || response.LastLog != applied {
+				t.Errorf("%d entries: %+v, %v", count, response, err)
+			}
+		}
+		// One more than it has: it is taken, and only that.
+		more := raft.RPC{Command: &raft.AppendEntriesRequest{Term: term, PrevLogEntry: applied - 10, PrevLogTerm: term,
+			Entries: append(entries, &raft.Log{Index: applied + 1, Term: term})}}
+		if follower.node.answered(&more) {
+			t.Fatal("what it does not have is answered")
+		}
+		rest := more.Command.(*raft.AppendEntriesRequest)
+		if rest.PrevLogEntry != applied || rest.PrevLogTerm != term || len(rest.Entries) != 1 || rest.Entries[0].Index != applied+1 {
+			t.Errorf("Raft gets %+v", rest)
+		}
+		c.commits()
+		c.wait("both have it", c.same)
+	})
+}
