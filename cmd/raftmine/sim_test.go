@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -40,6 +41,9 @@ var simNonces = pow.Range{First: 1, Last: 160}
 // simQuiet bounds the time that a cluster takes to recover once the faults are over: a transfer that did not help is tried
 // again after a minute at most.
 const simQuiet = 4 * time.Minute
+
+// simStuck is real time, of which a schedule takes less than a second: somebody goes round in circles without any wait.
+const simStuck = 5 * time.Minute
 
 // sim is one simulated cluster.
 type sim struct {
@@ -312,6 +316,7 @@ type simTotals struct{ schedules, faults, answers, blocks, terms, operations, un
 func runSim(t *testing.T, seed uint64, totals *simTotals, logs bool) {
 	dir := simDir(t)
 	schedule := newSimSchedule(seed)
+	defer time.AfterFunc(simStuck, func() { panic(fmt.Sprintf("seed %d: virtual time stands still", seed)) }).Stop()
 	synctest.Test(t, func(t *testing.T) {
 		s, err := newSim(schedule, dir, logs)
 		if err == nil {
@@ -374,6 +379,7 @@ func TestSimulation(t *testing.T) {
 		runSim(t, *simSeed, &totals, true)
 		return
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(800)) // the heap is small, and much is allocated: a third less time
 	began := time.Now()
 	var next atomic.Uint64
 	next.Store(*simFrom)
