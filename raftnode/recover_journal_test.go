@@ -24,6 +24,7 @@ func compacted(t *testing.T) *diskCluster {
 	t.Helper()
 	c := newDiskCluster(t, 3, compacting)
 	c.strike(20)
+	c.wait("server 3 has all that", c.same)
 	c.server(3).kill()
 	c.strike(60)
 	c.wait("the log no longer has what server 3 lacks", func() bool {
