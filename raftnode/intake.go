@@ -105,7 +105,7 @@ func (n *Node) answered(rpc *raft.RPC) bool {
 func (n *Node) repeated(rpc *raft.RPC, request *raft.AppendEntriesRequest) bool {
 	applied, count := n.raft.AppliedIndex(), uint64(len(request.Entries))
 	// Raft deals with terms; after that a leader asks again.
-	if request.PrevLogEntry == 0 || request.PrevLogEntry >= applied || request.Term != n.raft.CurrentTerm() {
+	if request.PrevLogEntry == 0 || request.PrevLogEntry > applied || request.PrevLogEntry == n.raft.LastIndex() || request.Term != n.raft.CurrentTerm() {
 		return false
 	}
 	var entry raft.Log
@@ -118,7 +118,7 @@ func (n *Node) repeated(rpc *raft.RPC, request *raft.AppendEntriesRequest) bool 
 		return true
 	}
 	rest := *request
-	rest.PrevLogEntry, rest.PrevLogTerm, rest.Entries = applied, request.Entries[known-1].Term, request.Entries[known:]
+	rest.PrevLogEntry, rest.PrevLogTerm, rest.Entries = 0, 0, request.Entries[known:] // with 0 Raft asks for no predecessor
 	rpc.Command = &rest
 	return false
 }
