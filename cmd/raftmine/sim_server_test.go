@@ -40,7 +40,8 @@ type simProcess struct {
 	end     context.CancelFunc
 	work    sync.WaitGroup // sessions of miners
 	ran     chan struct{}  // closed when Run returned
-	closing sync.Once
+	closing atomic.Bool
+	closed  chan struct{} // closed when close is done
 
 	raft, watch *simListener
 }
@@ -64,7 +65,7 @@ func (s *simServer) start(join ...string) error {
 	if err != nil {
 		return err
 	}
-	p := &simProcess{server: s, disk: s.disk, address: simAddress(s.id, s.moves), ran: make(chan struct{})}
+	p := &simProcess{server: s, disk: s.disk, address: simAddress(s.id, s.moves), ran: make(chan struct{}), closed: make(chan struct{})}
 	p.life, p.end = context.WithCancel(context.Background())
 	p.raft, p.watch = sim.net.listen(s.name, simRaft, p.address), sim.net.listen(s.name, simWatch, p.address)
 	config := sim.serverConfig(p)
@@ -151,14 +152,17 @@ func (p *simProcess) vanish() {
 
 // close waits until nothing of the process runs any more.
 func (p *simProcess) close() {
-	p.closing.Do(func() {
-		p.end()
-		<-p.ran
-		if err := p.node.Close(); err != nil && !p.disk.isDead() {
-			p.server.sim.note("server %d closed: %v", p.server.id, err)
-		}
-		p.work.Wait()
-	})
+	if p.closing.Swap(true) {
+		<-p.closed // no sync.Once: virtual time stands still while anybody waits for a mutex
+		return
+	}
+	defer close(p.closed)
+	p.end()
+	<-p.ran
+	if err := p.node.Close(); err != nil && !p.disk.isDead() {
+		p.server.sim.note("server %d closed: %v", p.server.id, err)
+	}
+	p.work.Wait()
 }
 
 // faultyDisk is the disk that a fault begins or ends on.

@@ -42,7 +42,8 @@ var simNonces = pow.Range{First: 1, Last: 160}
 // again after a minute at most.
 const simQuiet = 4 * time.Minute
 
-// simStuck is real time, of which a schedule takes less than a second: somebody goes round in circles without any wait.
+// simStuck is real time, of which a schedule takes less than a second. Longer: somebody goes round in circles without any wait,
+// or waits for a mutex.
 const simStuck = 5 * time.Minute
 
 // sim is one simulated cluster.
