@@ -157,6 +157,11 @@ func (j *journal) begin(header segmentHeader) error {
 		return err
 	}
 	header.clusterID = j.config.clusterID
+	if len(j.segments) == 0 { // first, so that a journal without it is not whole
+		if err := j.writeMark(fsm.Head{}); err != nil {
+			return unwritable(j.dir, err)
+		}
+	}
 	path := filepath.Join(j.dir, segmentName(header.base))
 	file, err := createSegment(j.config, path, header)
 	if err != nil {
@@ -383,16 +388,20 @@ func (j *journal) mark(end fsm.Head) error {
 	if end.Records <= j.marked {
 		return nil
 	}
+	if err := j.writeMark(end); err != nil {
+		return err
+	}
+	j.marked = end.Records
+	return nil
+}
+
+func (j *journal) writeMark(end fsm.Head) error {
 	content := appendHeader(nil, syncedMagic, segmentHeader{clusterID: j.config.clusterID, base: end})
 	path := filepath.Join(j.dir, syncedFileName)
 	if err := renameio.WriteFile(path, content, 0o600, renameio.WithTempDir(j.dir)); err != nil {
 		return err
 	}
-	if err := syncDir(j.dir); err != nil {
-		return err
-	}
-	j.marked = end.Records
-	return nil
+	return syncDir(j.dir)
 }
 
 // close syncs and ends the journal. More calls do nothing.

@@ -220,12 +220,21 @@ func segmentPaths(dir string) ([]string, error) {
 	return paths, nil
 }
 
-// readSynced returns what the file "synced" says; zero without one.
+// readSynced returns what the file "synced" says; zero without one in a journal without segments. It is there before the
+// first segment is: a journal without it may be cut, and must not pass for whole.
 func readSynced(dir string) (fsm.Head, error) {
 	path := filepath.Join(dir, syncedFileName)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fsm.Head{}, nil
+		paths, listErr := segmentPaths(dir)
+		if listErr != nil || len(paths) == 0 {
+			return fsm.Head{}, listErr
+		}
+		data, err = os.ReadFile(path) // it may have come meanwhile
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: it is missing, and says how much of the history was on the disk", ErrJournalDamaged)
+		return fsm.Head{}, &JournalError{Path: path, Err: err}
 	}
 	if err != nil {
 		return fsm.Head{}, err
