@@ -67,12 +67,8 @@ func (f *fence) fate() (fenceFate, error) {
 		return 0, fmt.Errorf("server %d may have gone on alone without this server, and %s cannot tell: %w; start server %d first, "+
 			"or move this data directory away to join as a new server", f.Survivor, f.SurvivorDir, err, f.Survivor)
 	}
-	identity, err := readIdentity(f.SurvivorDir)
-	if err != nil {
+	if err := f.survivorIsThere(); err != nil {
 		return unknown(err)
-	}
-	if identity.ClusterID != f.ClusterID || identity.ServerID != f.Survivor {
-		return unknown(fmt.Errorf("it is that of server %d of cluster %s", identity.ServerID, identity.ClusterID))
 	}
 	look := func() (fenceFate, error) {
 		record, err := readRecovery(f.SurvivorDir)
@@ -104,6 +100,15 @@ func (f *fence) fate() (fenceFate, error) {
 		return unknown(err)
 	}
 	return fenceVoid, nil
+}
+
+// survivorIsThere returns why the directory that the fence names is not the survivor's: nothing is known of its fate, then.
+func (f *fence) survivorIsThere() error {
+	identity, err := readIdentity(f.SurvivorDir)
+	if err == nil && (identity.ClusterID != f.ClusterID || identity.ServerID != f.Survivor) {
+		err = fmt.Errorf("it is that of server %d of cluster %s", identity.ServerID, identity.ClusterID)
+	}
+	return err
 }
 
 // passFence waits until the fence's fate is known, and lifts it or archives the log. It returns the fence when the log
@@ -245,11 +250,18 @@ func lastTermOf(stores *Stores) (uint64, error) {
 	return term, nil
 }
 
-// fencesOff refuses to overwrite the fence of a recovery that was decided: who finds it must not use that log.
+// errLostSurvivor: a fence's fate cannot be known.
+var errLostSurvivor = errors.New("cannot tell")
+
+// fencesOff refuses to overwrite the fence of a recovery that was decided, or may have been (errLostSurvivor): who finds
+// it must not use that log.
 func fencesOff(dir string, id uuid.UUID) error {
 	f, err := readFence(dir, fenceFileName)
 	if err != nil || f == nil || f.RecoveryID == id {
 		return err
+	}
+	if err := f.survivorIsThere(); err != nil {
+		return fmt.Errorf("server %d may have gone on alone without it, and %s %w: %w", f.Survivor, f.SurvivorDir, errLostSurvivor, err)
 	}
 	record, err := readRecovery(f.SurvivorDir)
 	if err != nil {

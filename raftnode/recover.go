@@ -48,6 +48,7 @@ type recovery struct {
 
 	voters map[uint64]*lockedVoter // this server among them
 	given  []LostVoter             // operator only
+	doubts []string                // operator only: RecoveryPlan.Doubts
 	facts  recoveryFacts
 	best   *lockedVoter
 }
@@ -192,7 +193,9 @@ func (r *recovery) lock(row fsm.Server) error {
 	voter := &lockedVoter{id: row.ID, path: path, lock: lock}
 	err = r.ownDirectory(path, row.ID) // once more, under the lock
 	if err == nil {
-		err = fencesOff(path, r.facts.RecoveryID)
+		if err = fencesOff(path, r.facts.RecoveryID); r.operator && errors.Is(err, errLostSurvivor) {
+			r.doubts, err = append(r.doubts, err.Error()), nil
+		}
 	}
 	if err == nil {
 		voter.history, err = readHistory(path)

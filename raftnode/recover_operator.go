@@ -29,12 +29,16 @@ type RecoveryPlan struct {
 	Voters      []uint64
 	Read        []uint64    // voters whose logs were read; their servers do not run
 	NotRead     []LostVoter // voters that nobody looked at
+	Doubts      []string    // recoveries of others that may have been decided, and left logs behind that were read
 }
 
 // MayLose reports whether something acknowledged may be on the disks of the voters that were not read alone, and
 // whether they could make up a leader among themselves. Both take a majority: of the voters, or, because they may have
-// removed one or added one and nobody who was read knows of it, of one more or less.
-func (p RecoveryPlan) MayLose() bool { return len(p.NotRead) > (len(p.Voters)-1)/2 }
+// removed one or added one and nobody who was read knows of it, of one more or less. A survivor that went on alone is
+// enough by itself.
+func (p RecoveryPlan) MayLose() bool {
+	return len(p.NotRead) > (len(p.Voters)-1)/2 || len(p.Doubts) > 0
+}
 
 // Recover makes a server that does not run the only voter of its group, when a person says so: voters whose directories
 // cannot be found on this host are given up. One that runs is never passed over. Confirm is asked when everything is
@@ -98,6 +102,7 @@ func (r *recovery) plan() RecoveryPlan {
 		LogOf:     r.best.id,
 		Voters:    r.best.voters(),
 		NotRead:   r.given,
+		Doubts:    r.doubts,
 	}
 	for _, voter := range r.sorted() {
 		plan.Read = append(plan.Read, voter.id)

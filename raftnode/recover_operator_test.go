@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -142,5 +143,45 @@ func TestOperatorsRecoveryGivesUpWhatCannotBeFound(t *testing.T) {
 		c.whole(3)
 		c.wait("all have the same state", c.same)
 		c.nothingLost(c.leader())
+	})
+}
+
+// TestRecoveryKnowsThatAnotherMayHaveBeenDecided: server 3 went on alone and its directory is lost. What it acknowledged is
+// on no disk that can be read, and nobody may call that nothing.
+func TestRecoveryKnowsThatAnotherMayHaveBeenDecided(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 3)
+		c.strike(20)
+		for id := range uint64(3) {
+			c.server(id + 1).kill()
+		}
+		rename := func(from, to string) {
+			if err := os.Rename(from, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		recoverOn := func(id uint64) (plan RecoveryPlan) {
+			dir, err := OpenDataDir(c.server(id).dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			config := RecoverConfig{DataDir: dir, Host: fsm.Host{MachineID: "machine", BootID: "boot"}}
+			if err := errors.Join(Recover(config, func(p RecoveryPlan) bool { plan = p; return id == 3 }), dir.Close()); err != nil {
+				t.Fatal(err)
+			}
+			return plan
+		}
+		rename(c.server(1).dir, c.server(1).dir+".moved")
+		recoverOn(3) // leaves server 2 behind
+		c.reopen(3)
+		c.strike(5)
+		c.server(3).kill()
+		rename(c.server(3).dir, c.server(3).dir+".lost")
+		rename(c.server(1).dir+".moved", c.server(1).dir)
+
+		plan := recoverOn(1)
+		if !slices.Equal(plan.Read, []uint64{1, 2}) || !plan.MayLose() || len(plan.Doubts) != 1 || !strings.Contains(plan.Doubts[0], "server 3 may have gone on alone") {
+			t.Errorf("plan %+v", plan)
+		}
 	})
 }

@@ -124,6 +124,7 @@ type recoveryView struct {
 	Voters  []uint64     `json:"voters"`
 	Read    []uint64     `json:"read"`
 	NotRead []unreadView `json:"not_read"`
+	Doubts  []string     `json:"doubts,omitempty"`
 	MayLose bool         `json:"may_lose"`
 }
 
@@ -136,7 +137,7 @@ type unreadView struct {
 
 func recoveryViewOf(plan raftnode.RecoveryPlan) recoveryView {
 	view := recoveryView{ID: plan.ServerID, DataDir: plan.DataDir, Index: plan.Index, Term: plan.Term, LogOf: plan.LogOf,
-		Voters: plan.Voters, Read: plan.Read, NotRead: []unreadView{}, MayLose: plan.MayLose()}
+		Voters: plan.Voters, Read: plan.Read, NotRead: []unreadView{}, Doubts: plan.Doubts, MayLose: plan.MayLose()}
 	for _, lost := range plan.NotRead {
 		view.NotRead = append(view.NotRead, unreadView(lost))
 	}
@@ -153,17 +154,22 @@ func explainRecovery(plan raftnode.RecoveryPlan) string {
 		fmt.Fprintf(&text, "Other voters whose logs were read: %s. They never use these logs again: they keep them in their archive folders and join\nanew under their ids when they start.\n",
 			idList(others))
 	}
-	if len(plan.NotRead) == 0 {
+	if len(plan.NotRead) == 0 && !plan.MayLose() {
 		text.WriteString("Every voter was read: nothing that was acknowledged is lost.\n")
 		return text.String()
 	}
-	text.WriteString("Voters that were not looked at:\n")
+	if len(plan.NotRead) > 0 {
+		text.WriteString("Voters that were not looked at:\n")
+	}
 	for _, lost := range plan.NotRead {
 		fmt.Fprintf(&text, "  server %d, last at %s in %s: %s\n", lost.ID, orUnknown(lost.Address), orUnknown(lost.DataDir), lost.Why)
 	}
 	if !plan.MayLose() {
 		text.WriteString("They are too few to have acknowledged anything without the voters that were read: nothing that was acknowledged is\nlost, and they are taken in again when they start.\n")
 		return text.String()
+	}
+	for _, doubt := range plan.Doubts {
+		fmt.Fprintf(&text, "The log of a voter that was read may be an old one: %s.\n", doubt)
 	}
 	text.WriteString(`WHAT THIS MAY LOSE: they are enough to have gone on without the voters that were read. What they acknowledged alone
 is lost: answers of miners, so ranges are searched again; solutions; the record that a block was submitted, so it may be
