@@ -340,6 +340,7 @@ func (s *testServer) kill() {
 	if s.node == nil {
 		return
 	}
+	s.node.stream.halt(true) // who is dead does not vote for its heir
 	s.net.cut(s.node.Address())
 	if err := s.node.Close(); err != nil {
 		s.t.Error(err)

@@ -178,8 +178,8 @@ func TestRecoveryIsRefusedWhenAJournalHasWhatNoLogHas(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newDiskCluster(t, 2)
 				c.strike(10)
+				c.server(1).kill() // first: it would remove the other from the voters
 				c.server(2).kill()
-				c.server(1).kill()
 				for _, s := range c.servers {
 					content, err := os.ReadFile(filepath.Join(s.dir, logFile))
 					if err == nil {
@@ -193,6 +193,7 @@ func TestRecoveryIsRefusedWhenAJournalHasWhatNoLogHas(t *testing.T) {
 				c.reopen(2)
 				c.whole(2)
 				c.strike(20)
+				c.wait("server 1 leads", func() bool { return c.leader() == c.server(1).node })
 				c.server(1).kill()
 				c.orphaned(2)
 				row.spoil(t, c)

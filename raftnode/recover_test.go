@@ -193,7 +193,7 @@ func (c *diskCluster) orphaned(id uint64) {
 			c.t.Fatalf("server %d ended with %v", id, err)
 		}
 	case <-time.After(10 * time.Minute):
-		c.t.Fatalf("server %d does not go on alone: %s", id, s.node.Alone())
+		c.t.Fatalf("server %d does not go on alone: %s; %+v", id, s.node.Alone(), s.node.Status())
 	}
 	s.ran <- nil // kill waits for it
 	s.kill()
