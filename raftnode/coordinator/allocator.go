@@ -11,12 +11,12 @@ const (
 	speedStep      = 4.0                    // one answer moves the speed by this factor at most
 	assumedRate    = 5e6                    // nonces a second and thread, of a miner that does not know its speed yet
 	firstWork      = 500 * time.Millisecond // how much work such a miner is granted first
-	maxClaimedRate = 2e8                    // nonces a second of a process: a claim above is not believed
+	firstRanges    = 4                      // how many ranges it holds until it has answered for one
+	maxClaimedRate = 5e7                    // nonces a second of a process: a claim above is not believed
 )
 
 // firstSpeed guesses the speed of a miner that has not answered yet, in nonces a second. It is so low that the first grant
-// is firstWork of the work of the miner that it says it is, up to a bound: before it has shown anything, a miner must not
-// hold a large part of the job.
+// is firstWork of the work of the miner that it says it is, up to a bound.
 func firstSpeed(threads int, reported float64, grantTime time.Duration) float64 {
 	if reported <= 0 {
 		reported = assumedRate * float64(max(threads, 1))

@@ -67,7 +67,16 @@ func (m *miner) needs() int {
 	if !m.eats() {
 		return 0
 	}
-	return max(m.wanted-len(m.held), 0)
+	return max(m.most()-len(m.held), 0)
+}
+
+// most returns how many ranges it may hold: what it wants, but few before it has answered for one. Who never answers
+// must not keep a large part of the job from the others.
+func (m *miner) most() int {
+	if !m.measured {
+		return min(m.wanted, firstRanges)
+	}
+	return m.wanted
 }
 
 // release is grants to be returned by the grant loop.
@@ -151,7 +160,7 @@ func (c *Coordinator) askHungry(b *batch, anew bool, jobID, chunkSize, pending u
 		}
 		count := m.needs()
 		if anew {
-			count = m.wanted
+			count = m.most()
 		}
 		if count == 0 {
 			delete(c.hungry, m)

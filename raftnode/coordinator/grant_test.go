@@ -342,3 +342,22 @@ func TestJobSolvedWhileTheNextIsOpenedIsNoErrorOfItsMiners(t *testing.T) {
 		}
 	})
 }
+
+// TestMinerThatNeverAnswersHoldsLittleOfTheJob: whatever it says of itself and asks for.
+func TestMinerThatNeverAnswersHoldsLittleOfTheJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) {
+			r.cfg.Nonces.Last, r.cfg.ChunkSize, r.cfg.MaxGrantChunks = 2_000_000_000, 100_000, 0 // the default
+		})
+		hog := &testMiner{r: r, name: "hog", instance: fsm.ID{1}}
+		reply := hog.hello(1024)
+		reply.HashRate, reply.Threads = 1e18, 1<<16
+		if err := hog.connectAs(reply); err != nil {
+			t.Fatal(err)
+		}
+		stayFor(30*time.Second, hog)
+		if counts := r.cl.counts(); counts.Granted == 0 || counts.Granted > 20_000/10 {
+			t.Errorf("it holds %d of 20,000 chunks", counts.Granted)
+		}
+	})
+}
