@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -116,6 +117,11 @@ type audited struct {
 
 // audit does the whole job. The error names the first thing that does not hold.
 func (o *auditOptions) audit(ctx context.Context, out *printer, sources []source, known []audit.Head) error {
+	if o.export != "" {
+		if err := mayExport(o.export); err != nil {
+			return fmt.Errorf("--export %s: %w", o.export, err)
+		}
+	}
 	var results []audited
 	for i, s := range sources {
 		var tell *story
@@ -233,6 +239,30 @@ func verdictOf(results []audited, agreements []comparison, rechecked *recheckRes
 	if rechecked != nil && len(rechecked.Wrong) > 0 {
 		return fmt.Errorf("%s's history does not hold: record %d: %s", results[0].name, rechecked.Wrong[0].Index,
 			rechecked.Wrong[0].What)
+	}
+	return nil
+}
+
+// mayExport refuses to put an export into the place of what is no export, above all of a file of a data directory.
+func mayExport(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return hinted(errors.New("it is no regular file"), "choose a file that does not exist yet")
+	case info.Size() == 0:
+		return nil
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if _, err := audit.NewImport(file); err != nil {
+		return hinted(errors.New("the file exists, and is no export of a history"), "choose a file that does not exist yet")
 	}
 	return nil
 }

@@ -193,3 +193,30 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		}
 	}
 }
+
+// TestExportTakesThePlaceOfNothingElse: a mistyped name must not cost a server its log, nor a machine its device.
+func TestExportTakesThePlaceOfNothingElse(t *testing.T) {
+	dir := t.TempDir()
+	log, pipe, empty := filepath.Join(dir, "raft.db"), filepath.Join(dir, "pipe"), filepath.Join(dir, "empty")
+	for _, err := range []error{os.WriteFile(log, []byte("a log"), 0o600), syscall.Mkfifo(pipe, 0o600), os.WriteFile(empty, nil, 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, says := range map[string]string{log: "is no export", pipe: "no regular file"} {
+		before, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, _, stderr := command(t, "audit", filepath.Join("..", "..", "testdata", "audit", "v1.export.jsonl"), "--export", path)
+		if code != exitFailed || !strings.Contains(stderr, path) || !strings.Contains(stderr, says) || !strings.Contains(stderr, "hint: ") {
+			t.Errorf("%s: exit code %d, said %q", path, code, stderr)
+		}
+		if after, err := os.Lstat(path); err != nil || after.Mode() != before.Mode() || after.Size() != before.Size() {
+			t.Errorf("%s was changed: %v, %v", path, after, err)
+		}
+	}
+	if err := mayExport(empty); err != nil {
+		t.Errorf("an empty file, as mktemp makes it: %v", err)
+	}
+}
