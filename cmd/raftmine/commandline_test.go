@@ -42,6 +42,8 @@ func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
 		{"server --listen 127.0.0.1:70000", exitUsage, "port \"70000\""},
 		{"server --join nowhere", exitUsage, `--join "nowhere"`},
 		{"server --mine -1", exitUsage, "--mine -1"},
+		{"server --raft-timeout 100ms", exitUsage, "--raft-timeout 100ms: want 300ms to 2s"},
+		{"server --raft-timeout 3s", exitUsage, "--raft-timeout 3s"},
 		{"server --log-level loud", exitUsage, `--log-level "loud"`},
 		{"webservice --listen 10.1.2.3:80", exitUsage, "not a loopback address"},
 		{"webservice --zeros 0", exitUsage, "--zeros 0"},

@@ -58,12 +58,16 @@ func (t *serverTuning) args() []string {
 		"--nonce-last", strconv.FormatUint(t.nonceLast, 10), "--chunk", strconv.FormatUint(t.chunk, 10)}
 }
 
+// mostRaftTimeout keeps the lease below the limit of a stalled disk.
+const mostRaftTimeout = 2 * time.Second
+
 // serverOptions are the flags of "raftmine server".
 type serverOptions struct {
 	serverTuning
 	listen, advertise, join string
 	webService, dataDir     string
 	joinTimeout             time.Duration
+	raftTimeout             time.Duration
 	grantTime               time.Duration
 	mine                    int
 	kernel                  string
@@ -126,6 +130,8 @@ and has the lowest id leads.`,
 	cmd.Flags().StringVar(&o.advertise, "advertise", "", "address that others dial (default: the listen address)")
 	cmd.Flags().StringVar(&o.join, "join", "", "addresses of servers to join, comma separated (default: those of this host)")
 	cmd.Flags().DurationVar(&o.joinTimeout, "join-timeout", raftnode.DefaultJoinTimeout, "how long to ask for an id before giving up")
+	cmd.Flags().DurationVar(&o.raftTimeout, "raft-timeout", raftnode.DefaultRaftElection,
+		"how long Raft waits for a leader before an election; raise it above three round trips between far servers")
 	cmd.Flags().StringVar(&o.webService, "web-service", "", "URL of the block web service (default: the one in the local environment)")
 	cmd.Flags().StringVar(&o.dataDir, "data-dir", "", "folder of this server (default: the first free one in the local environment)")
 	cmd.Flags().IntVar(&o.mine, "mine", 0, "search threads of a companion miner that works while this server does not lead")
@@ -162,6 +168,9 @@ func (o *serverOptions) validate() error {
 	}
 	if o.joinTimeout <= 0 {
 		return usageError{fmt.Errorf("--join-timeout %s: want more than 0", o.joinTimeout)}
+	}
+	if o.raftTimeout < raftnode.DefaultRaftElection || o.raftTimeout > mostRaftTimeout {
+		return usageError{fmt.Errorf("--raft-timeout %s: want %s to %s", o.raftTimeout, raftnode.DefaultRaftElection, mostRaftTimeout)}
 	}
 	return checkAddresses("join", o.join)
 }

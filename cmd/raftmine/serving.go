@@ -70,7 +70,8 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 	defer func() { err = errors.Join(err, peers.Close()) }()
 	hub := rpc.NewHub()
 	config := raftnode.Config{Advertise: o.advertise, Join: splitList(o.join), Environment: env, Peers: peers, JoinTimeout: o.joinTimeout,
-		Heartbeat: o.heartbeat, Grace: o.grace, Version: version, Logger: logger, Observer: hub, TrailingLogs: trailing, SurviveAlone: true}
+		Heartbeat: o.heartbeat, Grace: o.grace, Version: version, Logger: logger, Observer: hub, TrailingLogs: trailing, SurviveAlone: true,
+		RaftHeartbeat: o.raftTimeout, RaftElection: o.raftTimeout, RaftLease: o.raftTimeout * raftnode.DefaultRaftLease / raftnode.DefaultRaftElection}
 	tuneNode(&config)
 	node, err := raftnode.Start(ctx, raftnode.StartConfig{Config: config, DataDirPath: o.dataDir, Listen: listen})
 	if err != nil {
