@@ -88,6 +88,9 @@
 // Servers on different hosts that a majority of moved to other addresses at once find each other by the addresses given to
 // join alone: after a restart only Raft's configuration is known, and it names the old ones.
 //
+// A leader needs an answer of a majority within its lease. With the default timeouts messages between servers may take 50 ms each
+// way, measured, and with 150 ms nobody leads for long: far servers need longer Raft timeouts, all of them.
+//
 // A journal that was cut at a record's end after its last sync cannot be told from one that ended there; the other servers'
 // journals, or the log, can tell. Damage in a segment before the last one is found some time after the start.
 //

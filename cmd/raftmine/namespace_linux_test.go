@@ -170,6 +170,8 @@ func enterOwnNamespace(t *testing.T) bool {
 		again.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}}
 		again.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
+	runtime.LockOSThread() // whose end Pdeathsig means
+	defer runtime.UnlockOSThread()
 	var output strings.Builder
 	again.Stdout, again.Stderr = &output, &output
 	if err := again.Start(); err != nil {

@@ -221,26 +221,26 @@ func (p *partitioned) unheard(time.Time) {
 	})
 }
 
-// resumes waits until the real miner has finished more ranges.
+// resumes waits until the real miner has answered for more ranges.
 func (p *partitioned) resumes() {
 	p.t.Helper()
-	finished := func() (chunks uint64, problem string) {
+	answered := func() (answers uint64, problem string) {
 		view, err := p.client.Status(p.t.Context(), p.server(1).started.Address)
 		if err != nil {
 			return 0, err.Error()
 		}
 		for _, miner := range view.Miners {
 			if miner.Name == minerName(1) {
-				chunks = miner.ChunksFinished
+				answers = miner.ChunksFinished + miner.Solutions
 			}
 		}
-		return chunks, ""
+		return answers, ""
 	}
-	before, _ := finished()
+	before, _ := answered()
 	eventually(p.t, "the miner works", func() string {
-		now, problem := finished()
+		now, problem := answered()
 		if problem == "" && now <= before {
-			problem = fmt.Sprintf("it has finished %d chunks, %d before", now, before)
+			problem = fmt.Sprintf("%d chunks and solutions, %d before", now, before)
 		}
 		return problem
 	})

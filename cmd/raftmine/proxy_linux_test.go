@@ -355,3 +355,72 @@ func inodeOf(local, remote *net.TCPAddr) (uint32, error) {
 	}
 	return 0, errors.New("the kernel's answer is not about a socket")
 }
+
+// TestProxiesHoldWhatIsCut: each direction by itself, and in order; what was held arrives when the cut is over.
+func TestProxiesHoldWhatIsCut(t *testing.T) {
+	target, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	p := newProxies(t)
+	near, err := net.Dial("tcp", p.listen("far", target.Addr().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	far, err := target.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	send := func(on net.Conn, text string) {
+		t.Helper()
+		if _, err := on.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	arrives := func(on net.Conn, want string) {
+		t.Helper()
+		got := make([]byte, len(want))
+		_ = on.SetReadDeadline(time.Now().Add(patience))
+		if _, err := io.ReadFull(on, got); err != nil || string(got) != want {
+			t.Fatalf("read %q, %v; want %q", got, err, want)
+		}
+	}
+	held := func(on net.Conn) {
+		t.Helper()
+		_ = on.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if n, err := on.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("read %d bytes of what was cut, %v", n, err)
+		}
+	}
+	p.cut("test", "far", true)
+	send(near, "first ")
+	send(far, "back")
+	arrives(near, "back")
+	held(far)
+	send(near, "second")
+	p.cut("test", "far", false)
+	arrives(far, "first second")
+
+	p.cut("far", "test", true)
+	send(near, "there")
+	arrives(far, "there")
+	send(far, "and back")
+	held(near)
+	p.cut("far", "test", false)
+	arrives(near, "and back")
+
+	p.delay("test", "far", 100*time.Millisecond)
+	began := time.Now()
+	send(near, "late")
+	arrives(far, "late")
+	if took := time.Since(began); took < 100*time.Millisecond {
+		t.Errorf("a message that is delayed by 100ms took %v", took)
+	}
+	near.Close()
+	if _, err := far.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the end of the stream arrived as %v", err)
+	}
+}
