@@ -204,13 +204,13 @@ func TestPartitionsOfHostsAreSurvived(t *testing.T) {
 	}
 	web := &http.Server{ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
+	p := startPartitioned(t, partitionHeartbeat, address, address, func(string) string { return "http://" + hub.Addr().String() }, "--insecure")
+	web.Handler = p.service
+	go func() { served <- web.Serve(hub) }()
 	t.Cleanup(func() {
 		web.Close()
 		<-served
 	})
-	p := startPartitioned(t, partitionHeartbeat, address, address, func(string) string { return "http://" + hub.Addr().String() }, "--insecure")
-	web.Handler = p.service
-	go func() { served <- web.Serve(hub) }()
 	p.net = n
 	p.starting = func(name string) { t.Setenv(namespaceVariable, n.hosts[name].path) }
 	p.startAll()

@@ -106,7 +106,7 @@ func (p *proxies) serve(near *net.TCPConn, to, target string) {
 		return
 	}
 	if from == "" {
-		return // it hung up
+		return
 	}
 	// The handshake of a connection takes a message each way.
 	if !p.await(time.Now().Add(p.lag(from, to)+p.lag(to, from))) || !p.pass(from, to) || !p.pass(to, from) {
@@ -235,38 +235,33 @@ func (p *proxies) untrack(conn net.Conn) {
 }
 
 // dialler returns the name of the process that holds the other end of a connection: "test" for this one, else as the
-// drill names its children; empty: it hung up.
+// drill names its children; empty: it hung up, or is none of ours.
 func dialler(conn *net.TCPConn) (string, error) {
-	for {
+	for range 20 {
 		inode, err := inodeOf(conn.RemoteAddr().(*net.TCPAddr), conn.LocalAddr().(*net.TCPAddr))
 		if err != nil || inode == 0 {
 			return "", err
 		}
-		pids := []int{os.Getpid()}
 		lists, _ := filepath.Glob("/proc/self/task/*/children")
 		for _, list := range lists {
 			data, _ := os.ReadFile(list) // the thread may be gone
 			for _, field := range strings.Fields(string(data)) {
-				if pid, err := strconv.Atoi(field); err == nil {
-					pids = append(pids, pid)
+				pid, err := strconv.Atoi(field)
+				if err != nil || !holds(pid, inode) {
+					continue
+				}
+				// One that was forked and does not run its program yet has no name, and this process's files.
+				if name := nameOf(pid); name != "" {
+					return name, nil
 				}
 			}
 		}
-		slices.Reverse(pids) // this process has the most files
-		for _, pid := range pids {
-			if !holds(pid, inode) {
-				continue
-			}
-			if pid == os.Getpid() {
-				return "test", nil
-			}
-			if name := nameOf(pid); name != "" {
-				return name, nil
-			}
-			return "", fmt.Errorf("process %d, which dialled, has no name", pid)
+		if holds(os.Getpid(), inode) {
+			return "test", nil
 		}
-		// Its process ended since: the next look finds no socket.
+		<-time.After(5 * time.Millisecond) // its process ends, or another's list was read too early
 	}
+	return "", nil
 }
 
 // holds reports whether a socket is open in a process.
