@@ -95,7 +95,13 @@ func NewClient(base string, config ClientConfig) (*Client, error) {
 	config = config.withDefaults()
 	address, err := parseBase(base)
 	if err != nil {
-		return nil, fmt.Errorf("web service address %s: %w", excerpt([]byte(base)), err)
+		shown := base
+		if address, bad := url.Parse(base); bad == nil {
+			shown = address.Redacted()
+		} else if _, after, found := strings.Cut(base, "@"); found { // whatever it is, it may hold a password
+			shown = "...@" + after
+		}
+		return nil, fmt.Errorf("web service address %s: %w", excerpt([]byte(shown)), err)
 	}
 	dialer := &net.Dialer{Timeout: config.ConnectTimeout}
 	return &Client{

@@ -146,8 +146,10 @@ func TestPasswordOfTheAddressIsSentAndNeverShown(t *testing.T) {
 	if err == nil || strings.Contains(err.Error(), "secret") || strings.Contains(client.Address(), "secret") {
 		t.Errorf("error %v, address %s", err, client.Address())
 	}
-	if _, err := NewClient("http://miner:secret@host:port", ClientConfig{}); err == nil {
-		t.Error("bad port is taken")
+	for _, base := range []string{"http://miner:secret@host:port", "http://miner:secret@host/request.php", "ftp://miner:secret@host", "http://miner:secret@ho st"} {
+		if _, err := NewClient(base, ClientConfig{}); err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", base, err)
+		}
 	}
 }
 
