@@ -79,9 +79,14 @@
 // A data directory holds server.json and lock (datadir.go), raft.db with Raft's log and votes, snapshots, and the journal, whose
 // bytes journal_format.go lays out. One from before there was a journal gets it: of the log, or from the others. After a
 // recovery it also holds recovery.json at the survivor, rejoin.json at those it left behind, and the replaced logs in
-// archive, which may be removed once all servers vote again. A server with an id and without raft.db does not start: it has
-// forgotten its votes. One without an id never ran Raft, so a raft.db there is left from a start that was cut short, and is
-// cleared.
+// archive, which may be removed once all servers vote again. A server without an id never ran Raft, so a raft.db there is left
+// from a start that was cut short, and is cleared.
+//
+// A server with an id does not start without raft.db, nor with one that is empty or older than what it did already
+// (logcheck.go): it forgot entries that it acknowledged, or votes, and could elect a server that never had them. What is in
+// the journal was applied, so it was in the log before, and synced there; a log or snapshot that ends before it, another
+// term there, or a stored term that is lower shows an older copy. Never put a copy of a data directory back under a server
+// that ran since; it joins as a new one.
 //
 // # Limits
 //
@@ -90,6 +95,9 @@
 //
 // A leader needs an answer of a majority within its lease. With the default timeouts messages between servers may take 50 ms each
 // way, measured, and with 150 ms nobody leads for long: far servers need longer Raft timeouts, all of them.
+//
+// A log that was put back to an older state, and lacks nothing that the journal has, is not found out: it may lack entries and
+// votes of the last moments before the server was ended, or any of them when the journal was put back, or taken away, as well.
 //
 // A journal that was cut at a record's end after its last sync cannot be told from one that ended there; the other servers'
 // journals, or the log, can tell. Damage in a segment before the last one is found some time after the start.

@@ -34,8 +34,8 @@ func openJournal(config journalConfig) (_ *journal, err error) {
 	}
 	j.marked = synced.Records
 	if err := j.load(synced); errors.Is(err, ErrJournalDamaged) {
-		return nil, fmt.Errorf("open journal: %w; restore it, or move %s away to fetch the history from other servers",
-			err, j.dir)
+		return nil, fmt.Errorf("open journal: %w; if %s is the newest state of this very disk, move %s away to fetch the history "+
+			"from other servers, else %s", err, logFile, j.dir, joinAnew)
 	} else if err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}

@@ -128,13 +128,8 @@ func (n *Node) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.stores, err = n.config.OpenStores(n.config.DataDir.Path(), fresh || rejoin != nil, n.log); err != nil {
-		return fmt.Errorf("open raft log: %w", err)
-	}
-	if rejoin != nil {
-		if err := rejoin.beginAgain(n.config.DataDir.Path(), n.stores); err != nil {
-			return err
-		}
+	if err := n.openStores(fresh, rejoin); err != nil {
+		return err
 	}
 	if n.journal, err = openJournal(journalConfig{
 		dataDir:      n.config.DataDir.Path(),
@@ -143,6 +138,9 @@ func (n *Node) open(ctx context.Context) error {
 		logger:       n.log,
 		open:         n.config.OpenJournalFile,
 	}); err != nil {
+		return err
+	}
+	if err := n.checkLog(); err != nil {
 		return err
 	}
 	if !n.config.withoutJournal {

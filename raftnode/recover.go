@@ -409,7 +409,7 @@ func (r *recovery) goOn() error {
 	if err != nil {
 		return refuse("%w", err)
 	}
-	record.Intent = nil
+	record.Intent, record.Copied = nil, nil // the log that is put in place reaches as far as the journal
 	record.Done = append(record.Done, doneRecovery{recoveryFacts: r.facts})
 	if err := writeRecovery(r.dir.Path(), record); err != nil {
 		return fmt.Errorf("decide recovery: %w", err) // it may be decided: only the next start can tell

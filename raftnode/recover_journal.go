@@ -56,7 +56,12 @@ func (r *recovery) completeJournal() error {
 	if err != nil {
 		return err
 	}
-	err = r.fillJournal(j)
+	j.mu.Lock()
+	end := j.end()
+	j.mu.Unlock()
+	if err = r.noteCopied(end); err == nil {
+		err = r.fillJournal(j)
+	}
 	return cmp.Or(err, j.close())
 }
 

@@ -42,8 +42,10 @@ func readHistory(dir string) (h *history, err error) {
 	defer recoverDamage(path, &err)
 	// A file that was cut shorter than it says is mapped beyond its end: a fault, which else ends the process.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	if info, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", path, ErrLogMissing)
+	} else if err == nil && info.Size() == 0 {
+		return nil, fmt.Errorf("%s: %w: the file is empty", path, ErrLogMissing)
 	}
 	record, err := readRecovery(dir)
 	if err != nil {
@@ -61,6 +63,11 @@ func readHistory(dir string) (h *history, err error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
+	if _, ok, err := hasTerm(log); err != nil {
+		return nil, fmt.Errorf("%s: read term: %w", path, err)
+	} else if !ok {
+		return nil, fmt.Errorf("%s: %w: it has no term", path, ErrLogMissing)
+	}
 	snapshots, err := openSnapshots(dir)
 	if err != nil {
 		return nil, err

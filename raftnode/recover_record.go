@@ -75,6 +75,7 @@ func (f *recoveryFacts) command() fsm.Recover {
 type recoveryRecord struct {
 	Intent *recoveryIntent `json:"intent,omitempty"`
 	Done   []doneRecovery  `json:"done,omitempty"`
+	Copied *copiedRecords  `json:"copied,omitempty"`
 }
 
 type recoveryIntent struct {

@@ -100,7 +100,8 @@ func readSealed(path string, body interface{ check() error }) error {
 		return err
 	}
 	damaged := func(err error) error {
-		return fmt.Errorf("%w: %s: %w; restore that file, or move the directory away", ErrDamagedDataDir, path, err)
+		return fmt.Errorf("%w: %s: %w; move the directory away to join as a new server, and never put an older copy of the file in its place",
+			ErrDamagedDataDir, path, err)
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxSealedBytes {
 		return damaged(fmt.Errorf("not a regular file of at most %d bytes", maxSealedBytes))

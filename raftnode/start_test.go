@@ -300,6 +300,7 @@ func TestFirstServerThatWasKilledBeforeItHadItsIDIsNotInTheWay(t *testing.T) {
 func TestDamagedOrMissingLogIsNamed(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{
 		"missing": os.Remove,
+		"empty":   func(path string) error { return os.Truncate(path, 0) },
 		"garbage": func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 8192)), 0o600) },
 		"cut":     func(path string) error { return os.Truncate(path, 6000) },
 		"zeroes":  func(path string) error { return os.WriteFile(path, make([]byte, 65536), 0o600) },
@@ -321,9 +322,13 @@ func TestDamagedOrMissingLogIsNamed(t *testing.T) {
 			if err := damage(path); err != nil {
 				t.Fatal(err)
 			}
+			before, _ := os.ReadFile(path)
 			_, _, err := l.start()
+			if after, _ := os.ReadFile(path); string(after) != string(before) {
+				t.Error("the file was changed")
+			}
 			if err == nil || !(errors.Is(err, ErrLogDamaged) || errors.Is(err, ErrLogMissing)) ||
-				!strings.Contains(err.Error(), path) || strings.Contains(err.Error(), "\n") {
+				!strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), joinAnew) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("start: %v", err)
 			}
 			if entries, _ := l.env.Entries(); len(entries) != 0 {

@@ -48,9 +48,10 @@ func OpenBoltStores(dir string, fresh bool, logger *slog.Logger) (_ *Stores, err
 		if err := errors.Join(os.RemoveAll(path), os.RemoveAll(filepath.Join(dir, snapshotFolder))); err != nil {
 			return nil, fmt.Errorf("clear unfinished start in %s: %w", dir, err)
 		}
-	} else if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w; restore it, or start on another data directory to join as a new server",
-			path, ErrLogMissing)
+	} else if info, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w; %s", path, ErrLogMissing, joinAnew)
+	} else if err == nil && info.Size() == 0 { // bbolt would make a new one of it
+		return nil, fmt.Errorf("%s: %w: the file is empty; %s", path, ErrLogMissing, joinAnew)
 	}
 	defer recoverDamage(path, &err) // bbolt panics on some damaged files
 	log, err := raftboltdb.New(raftboltdb.Options{
@@ -88,6 +89,5 @@ func recoverDamage(path string, err *error) {
 }
 
 func damaged(path string, cause error) error {
-	return fmt.Errorf("%s: %w: %w; restore it, or start on another data directory to join as a new server",
-		path, ErrLogDamaged, cause)
+	return fmt.Errorf("%s: %w: %w; %s", path, ErrLogDamaged, cause, joinAnew)
 }

@@ -1,0 +1,155 @@
+package raftnode
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+
+	"raftmine/fsm"
+)
+
+// ErrLogBehind: the Raft log is older than what its server did already. It forgot entries that it acknowledged, or votes.
+var ErrLogBehind = errors.New("raft log is older than what this server already did")
+
+// joinAnew ends the errors of a log that must not be used. To put an older copy in its place would be just as wrong: a server
+// that forgot what it acknowledged can elect one that never had it.
+const joinAnew = "start on another data directory to join as a new server, and never put an older copy in its place"
+
+// hasTerm reports whether a term was ever stored. Each server stores one before its id is on the disk (openStores).
+func hasTerm(stable raft.StableStore) (uint64, bool, error) {
+	term, err := stable.GetUint64(keyCurrentTerm)
+	if err != nil && err.Error() == raftboltdb.ErrKeyNotFound.Error() {
+		return 0, false, nil
+	}
+	return term, err == nil, err
+}
+
+// openStores opens the stores, and makes new ones tell that they are: a log without a term is one that lost it.
+func (n *Node) openStores(fresh bool, rejoin *fence) (err error) {
+	dir := n.config.DataDir.Path()
+	if n.stores, err = n.config.OpenStores(dir, fresh || rejoin != nil, n.log); err != nil {
+		return fmt.Errorf("open raft log: %w", err)
+	}
+	switch {
+	case rejoin != nil:
+		return rejoin.beginAgain(dir, n.stores)
+	case fresh:
+		if err := n.stores.Stable.SetUint64(keyCurrentTerm, 0); err != nil {
+			return fmt.Errorf("begin a new log: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkLog refuses stores that are not all that this server ever wrote, before it votes on them. What is in the journal was
+// applied, so it was in the log, and synced there, before.
+func (n *Node) checkLog() error {
+	dir := n.config.DataDir.Path()
+	rejoin, err := readFence(dir, rejoinFileName)
+	if err != nil {
+		return err
+	}
+	record, err := readRecovery(dir)
+	if err != nil {
+		return err
+	}
+	n.journal.mu.Lock()
+	end := n.journal.end()
+	n.journal.mu.Unlock()
+	path := filepath.Join(dir, logFile)
+	err = checkStores(path, n.stores, record.Copied.own(end), rejoin)
+	switch {
+	case errors.Is(err, ErrLogMissing), errors.Is(err, ErrLogBehind):
+		return fmt.Errorf("open raft log: %s: %w; %s", path, err, joinAnew)
+	case err != nil:
+		return fmt.Errorf("open raft log: %w", err)
+	}
+	return nil
+}
+
+// checkStores compares stores with the end of what their server applied, and with the fence behind which it began anew.
+func checkStores(path string, stores *Stores, applied fsm.Head, rejoin *fence) (err error) {
+	defer recoverDamage(path, &err)
+	term, ok, err := hasTerm(stores.Stable)
+	if err != nil {
+		return fmt.Errorf("read term: %w", err)
+	}
+	if !ok {
+		return fmt.Errorf("%w: it has no term", ErrLogMissing)
+	}
+	lastTerm, err := lastTermOf(stores)
+	if err != nil {
+		return fmt.Errorf("read last term: %w", err)
+	}
+	least := max(lastTerm, applied.Term)
+	if rejoin != nil {
+		least = max(least, rejoin.NewTerm)
+	}
+	if term < least {
+		return fmt.Errorf("%w: it is in term %d, and the server was in term %d", ErrLogBehind, term, least)
+	}
+	if rejoin != nil && lastTerm < rejoin.NewTerm && applied.Term < rejoin.NewTerm {
+		return nil // it began anew with an empty log, and does not vote (votegate.go)
+	}
+	last, err := stores.Log.LastIndex()
+	if err != nil {
+		return err
+	}
+	snapshots, err := stores.Snapshots.List()
+	if err != nil {
+		return err
+	}
+	restored := uint64(0)
+	if len(snapshots) > 0 {
+		restored = snapshots[0].Index
+	}
+	switch {
+	case max(last, restored) < applied.Index:
+		return fmt.Errorf("%w: it ends with entry %d, and the journal with entry %d", ErrLogBehind, max(last, restored), applied.Index)
+	case applied.Index <= restored: // entries before a snapshot may be those that it replaced
+		return nil
+	}
+	var entry raft.Log
+	if err := stores.Log.GetLog(applied.Index, &entry); err != nil {
+		return damaged(path, fmt.Errorf("entry %d: %w", applied.Index, err))
+	}
+	if entry.Index != applied.Index || entry.Term != applied.Term {
+		return fmt.Errorf("%w: its entry %d is entry %d of term %d, and the journal's is of term %d", ErrLogBehind,
+			applied.Index, entry.Index, entry.Term, applied.Term)
+	}
+	return nil
+}
+
+// copiedRecords are those at the end of the journal that a recovery copied from the others' journals: committed, but never in
+// this server's log, when that recovery is not decided.
+type copiedRecords struct {
+	After     uint64 `json:"after"` // the last entry that this server applied itself
+	AfterTerm uint64 `json:"after_term"`
+	Until     uint64 `json:"until"`
+}
+
+// own returns the end of what this server applied itself, of a journal that ends at end.
+func (c *copiedRecords) own(end fsm.Head) fsm.Head {
+	if c == nil || end.Index <= c.After || end.Index > c.Until {
+		return end
+	}
+	return fsm.Head{Index: c.After, Term: c.AfterTerm}
+}
+
+// noteCopied says, before it is done, that a recovery extends the journal beyond the log.
+func (r *recovery) noteCopied(end fsm.Head) error {
+	until := r.best.committed
+	if until.Index <= end.Index {
+		return nil
+	}
+	record, err := readRecovery(r.dir.Path())
+	if err != nil {
+		return err
+	}
+	own := record.Copied.own(end)
+	record.Copied = &copiedRecords{After: own.Index, AfterTerm: own.Term, Until: until.Index}
+	return writeRecovery(r.dir.Path(), record)
+}
