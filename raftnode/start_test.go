@@ -299,11 +299,13 @@ func TestFirstServerThatWasKilledBeforeItHadItsIDIsNotInTheWay(t *testing.T) {
 
 func TestDamagedOrMissingLogIsNamed(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{
-		"missing": os.Remove,
-		"empty":   func(path string) error { return os.Truncate(path, 0) },
-		"garbage": func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 8192)), 0o600) },
-		"cut":     func(path string) error { return os.Truncate(path, 6000) },
-		"zeroes":  func(path string) error { return os.WriteFile(path, make([]byte, 65536), 0o600) },
+		"missing":                   os.Remove,
+		"empty":                     func(path string) error { return os.Truncate(path, 0) },
+		"garbage":                   func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 8192)), 0o600) },
+		"cut":                       func(path string) error { return os.Truncate(path, 6000) },
+		"cut after the second page": func(path string) error { return os.Truncate(path, 8192) },
+		"cut after the third page":  func(path string) error { return os.Truncate(path, 12288) },
+		"zeroes":                    func(path string) error { return os.WriteFile(path, make([]byte, 65536), 0o600) },
 		"empty page": func(path string) error {
 			file, err := os.OpenFile(path, os.O_RDWR, 0)
 			if err != nil {

@@ -6,13 +6,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Where Raft's part of a data directory lies. Protocol with the disk.
@@ -52,8 +50,10 @@ func OpenBoltStores(dir string, fresh bool, logger *slog.Logger) (_ *Stores, err
 		return nil, fmt.Errorf("%s: %w; %s", path, ErrLogMissing, joinAnew)
 	} else if err == nil && info.Size() == 0 { // bbolt would make a new one of it
 		return nil, fmt.Errorf("%s: %w: the file is empty; %s", path, ErrLogMissing, joinAnew)
+	} else if err := checkLogFile(path); err != nil {
+		return nil, err
 	}
-	defer recoverDamage(path, &err) // bbolt panics on some damaged files
+	defer recoverDamage(path, &err) // bbolt panics on some damaged files that checkLogFile finds nothing wrong with
 	log, err := raftboltdb.New(raftboltdb.Options{
 		Path: path,
 		BoltOptions: &bbolt.Options{
@@ -62,13 +62,8 @@ func OpenBoltStores(dir string, fresh bool, logger *slog.Logger) (_ *Stores, err
 			Timeout:        time.Second,
 		},
 	})
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("%s is in use by another process", path)
-	case err != nil && !errors.As(err, new(syscall.Errno)): // not the disk or its permissions, but what the file says
-		return nil, damaged(path, err)
-	case err != nil:
-		return nil, fmt.Errorf("open %s: %w", path, err)
+	if err != nil {
+		return nil, unopened(path, err)
 	}
 	cached, err := raft.NewLogCache(logCacheEntries, log)
 	if err != nil {
