@@ -22,6 +22,8 @@ type replica struct {
 	state *fsm.State
 
 	journal *journal // of what is applied; set before Raft starts. nil: none is kept
+	// belongs says why this server is not the one of the table that it takes itself for. Set before Raft starts; may be nil.
+	belongs func(table []fsm.Server) error
 
 	failOnce sync.Once
 	failed   chan struct{} // closed by fail
@@ -50,6 +52,9 @@ func (r *replica) Apply(log *raft.Log) any {
 		return r.fail(fmt.Errorf("%w at index %d: server %d went on with another history than this server has: keep this data "+
 			"directory for an audit, and start on another one to join as a new server", ErrReplicaStopped, log.Index, after.Survivor))
 	}
+	if err == nil {
+		err = r.known(result.Events)
+	}
 	if err == nil && r.journal != nil {
 		err = r.journal.append(head, log.Data)
 	}
@@ -61,6 +66,16 @@ func (r *replica) Apply(log *raft.Log) any {
 		r.applied(log.Index, result.Events)
 	}
 	return result.Outcomes
+}
+
+// known checks who this server is, when the table may have changed.
+func (r *replica) known(events []fsm.Event) error {
+	for _, event := range events {
+		if _, ok := event.(fsm.ServerChanged); ok && r.belongs != nil {
+			return r.belongs(r.state.Servers())
+		}
+	}
+	return nil
 }
 
 // Snapshot implements raft.FSM: a copy now, written later.
@@ -82,6 +97,11 @@ func (r *replica) Restore(source io.ReadCloser) error {
 	state, err := fsm.ReadSnapshot(source)
 	if err != nil {
 		return r.fail(fmt.Errorf("%w at a snapshot: %w", ErrReplicaStopped, err))
+	}
+	if r.belongs != nil {
+		if err := r.belongs(state.Servers()); err != nil {
+			return r.fail(fmt.Errorf("%w at a snapshot: %w", ErrReplicaStopped, err))
+		}
 	}
 	if r.journal != nil {
 		if err := r.journal.restored(state.Head()); err != nil {

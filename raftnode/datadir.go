@@ -1,7 +1,6 @@
 package raftnode
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/google/uuid"
 
 	"raftmine/fsm"
@@ -23,7 +21,7 @@ import (
 // A data directory belongs to one server for good. Beside what Raft stores, it holds
 //
 //	lock          exclusively flocked while a server uses the directory
-//	server.json   the server's identity, replaced atomically and synced
+//	server.json   the server's identity, sealed (sealed.go), replaced atomically and synced
 //
 // A directory without server.json, or with one that has no server id yet, is one that no cluster knows: its server was
 // killed before it bootstrapped or joined, and whoever takes the directory next goes on from there.
@@ -31,7 +29,7 @@ const (
 	lockFileName     = "lock"
 	identityFileName = "server.json"
 	probeFileName    = ".probe"
-	identityFormat   = 1
+	identityFormat   = sealedFormat
 	maxIdentityBytes = 64 << 10
 )
 
@@ -61,9 +59,8 @@ type Identity struct {
 	Address   string // where it listened last; empty: never
 }
 
-// identityFile is server.json.
+// identityFile is the body of server.json.
 type identityFile struct {
-	Format    int       `json:"format"`
 	RequestID uuid.UUID `json:"request_id"`
 	ClusterID string    `json:"cluster_id,omitempty"`
 	ServerID  uint64    `json:"server_id,omitempty"`
@@ -183,22 +180,13 @@ func (d *DataDir) SetIdentity(identity Identity) error {
 // store is called with mu held, or before d is shared.
 func (d *DataDir) store(identity Identity) error {
 	identity.Format = identityFormat
-	content, err := json.MarshalIndent(identityFile{
-		Format:    identity.Format,
+	err := writeSealed(filepath.Join(d.path, identityFileName), identityFile{
 		RequestID: uuid.UUID(identity.RequestID),
 		ClusterID: identity.ClusterID,
 		ServerID:  identity.ServerID,
 		Address:   identity.Address,
-	}, "", "  ")
+	})
 	if err != nil {
-		return fmt.Errorf("store identity: %w", err)
-	}
-	path := filepath.Join(d.path, identityFileName)
-	// renameio syncs the file; in the same directory, the temporary file cannot be on another file system.
-	if err := renameio.WriteFile(path, append(content, '\n'), 0o600, renameio.WithTempDir(d.path)); err != nil {
-		return fmt.Errorf("store identity: %w", err)
-	}
-	if err := syncDir(d.path); err != nil {
 		return fmt.Errorf("store identity: %w", err)
 	}
 	d.identity = identity
@@ -227,6 +215,19 @@ type DataDirInfo struct {
 // HasServer reports whether the directory belongs to a server that a cluster knows, or is just being given one. It is
 // false for what a server left that was killed before it bootstrapped or joined.
 func (i DataDirInfo) HasServer() bool { return i.Identity.ServerID != 0 || i.InUse }
+
+// belongs compares this server's identity with the replicated table, which has the request id of each server. Under another
+// id it would vote a second time.
+func (n *Node) belongs(table []fsm.Server) error {
+	for _, row := range table {
+		if (row.ID == n.id) != (row.RequestID == n.requestID) {
+			return fmt.Errorf("%w: %s says server %d with request id %s, and in the cluster server %d has request id %s; "+
+				"move the directory away to join as a new server", ErrDamagedDataDir,
+				filepath.Join(n.config.DataDir.Path(), identityFileName), n.id, uuid.UUID(n.requestID), row.ID, uuid.UUID(row.RequestID))
+		}
+	}
+	return nil
+}
 
 // HasServer reports whether path is the data directory of a server that has an id. One that does not exist has none.
 func HasServer(path string) (bool, error) {
@@ -307,7 +308,7 @@ func dataDirPaths(env *registry.Environment) ([]string, error) {
 func readIdentity(dir string) (Identity, error) {
 	path := filepath.Join(dir, identityFileName)
 	damaged := func(err error) (Identity, error) {
-		return Identity{}, fmt.Errorf("%w: %s: %w; restore that file, or move the directory away", ErrDamagedDataDir, path, err)
+		return Identity{}, damagedFile(path, err)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -320,26 +321,25 @@ func readIdentity(dir string) (Identity, error) {
 	if err != nil {
 		return Identity{}, fmt.Errorf("read identity: %w", err)
 	}
-	if len(bytes.TrimSpace(content)) == 0 {
-		return damaged(errors.New("is empty"))
+	var outer struct {
+		Format int `json:"format"`
+	}
+	if json.Unmarshal(content, &outer) == nil && outer.Format > identityFormat {
+		return Identity{}, fmt.Errorf("%s has format %d, and this raftmine knows %d: use the newer version that wrote it",
+			path, outer.Format, identityFormat)
 	}
 	var file identityFile
-	if err := json.Unmarshal(content, &file); err != nil {
+	if err := decodeSealed(content, &file); err != nil {
 		return damaged(err)
 	}
 	switch {
-	case file.Format > identityFormat:
-		return Identity{}, fmt.Errorf("%s has format %d, and this raftmine knows %d: use the newer version that wrote it",
-			path, file.Format, identityFormat)
-	case file.Format != identityFormat:
-		return damaged(fmt.Errorf("format is %d, not %d", file.Format, identityFormat))
 	case file.RequestID == uuid.Nil:
 		return damaged(errors.New("request_id is missing"))
 	case file.ServerID != 0 && file.ClusterID == "":
 		return damaged(errors.New("server_id is given without cluster_id"))
 	}
 	return Identity{
-		Format:    file.Format,
+		Format:    identityFormat,
 		RequestID: fsm.ID(file.RequestID),
 		ClusterID: file.ClusterID,
 		ServerID:  file.ServerID,

@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 
 	"raftmine/fsm"
 	"raftmine/raftnode/registry"
@@ -259,6 +262,30 @@ func TestForeignDataDirIsRefusedAndNotTouched(t *testing.T) {
 	wantError(t, err, nil, file, "not a directory")
 }
 
+// sealedText is a sealed file with this body.
+func sealedText(t *testing.T, body string) string {
+	t.Helper()
+	content, err := encodeSealed(json.RawMessage(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+// changeIdentity changes server.json as DataDir never would, with a seal that fits.
+func changeIdentity(t *testing.T, dir string, change func(*identityFile)) {
+	t.Helper()
+	old, err := readIdentity(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := identityFile{RequestID: uuid.UUID(old.RequestID), ClusterID: old.ClusterID, ServerID: old.ServerID, Address: old.Address}
+	change(&file)
+	if err := writeSealed(filepath.Join(dir, identityFileName), file); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestDamagedIdentityIsNamedAndNotReplaced(t *testing.T) {
 	const id = `"request_id":"6ba7b810-9dad-41d1-80b4-00c04fd430c8"`
 	for name, content := range map[string]string{
@@ -267,14 +294,17 @@ func TestDamagedIdentityIsNamedAndNotReplaced(t *testing.T) {
 		"cut":            `{"format":1,` + id,
 		"no object":      `[]`,
 		"no format":      `{` + id + `}`,
-		"no request id":  `{"format":1}`,
-		"bad request id": `{"format":1,"request_id":"six"}`,
-		"zero id":        `{"format":1,"request_id":"00000000-0000-0000-0000-000000000000"}`,
-		"no cluster":     `{"format":1,` + id + `,"server_id":1}`,
-		"negative":       `{"format":1,` + id + `,"server_id":-1,"cluster_id":"c"}`,
-		"two objects":    `{"format":1,` + id + `}{}`,
+		"no request id":  sealedText(t, `{}`),
+		"bad request id": sealedText(t, `{"request_id":"six"}`),
+		"zero id":        sealedText(t, `{"request_id":"00000000-0000-0000-0000-000000000000"}`),
+		"no cluster":     sealedText(t, `{`+id+`,"server_id":1}`),
+		"negative":       sealedText(t, `{`+id+`,"server_id":-1,"cluster_id":"c"}`),
+		"two objects":    sealedText(t, `{`+id+`}`) + "{}",
+		"no seal":        `{"format":1,` + id + `}`,
+		"unknown field":  sealedText(t, `{`+id+`,"id":1}`),
+		"another server": strings.Replace(sealedText(t, `{`+id+`,"server_id":1,"cluster_id":"c"}`), `"server_id": 1`, `"server_id": 3`, 1),
 		"binary":         "\x00\x01\x02",
-		"huge":           strings.Repeat(" ", maxIdentityBytes) + `{"format":1,` + id + `}`,
+		"huge":           strings.Repeat(" ", maxIdentityBytes) + sealedText(t, `{`+id+`}`),
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := t.TempDir()

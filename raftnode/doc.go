@@ -86,7 +86,7 @@
 // (logcheck.go): it forgot entries that it acknowledged, or votes, and could elect a server that never had them. What is in
 // the journal was applied, so it was in the log before, and synced there; a log or snapshot that ends before it, another
 // term there, or a stored term that is lower shows an older copy. Never put a copy of a data directory back under a server
-// that ran since; it joins as a new one.
+// that ran since; it joins as a new one. server.json is sealed, and must agree with the server table of the log.
 //
 // # Limits
 //

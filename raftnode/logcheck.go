@@ -67,7 +67,21 @@ func (n *Node) checkLog() error {
 	case err != nil:
 		return fmt.Errorf("open raft log: %w", err)
 	}
-	return nil
+	return n.checkTable(path)
+}
+
+// checkTable replays the log to its end, for the others may never send an entry to a server under another's id. This server's
+// own row was committed before it had a log. What cannot be replayed Raft meets again, and says better.
+func (n *Node) checkTable(path string) (err error) {
+	var h *history
+	func() {
+		defer recoverDamage(path, &err)
+		h, err = replayStores(n.stores.Log, n.stores.Stable, n.stores.Snapshots)
+	}()
+	if err != nil {
+		return nil
+	}
+	return n.belongs(h.state.Servers())
 }
 
 // checkStores compares stores with the end of what their server applied, and with the fence behind which it began anew.

@@ -204,3 +204,40 @@ func TestStoresAreComparedWithWhatWasApplied(t *testing.T) {
 		})
 	}
 }
+
+// TestServerUnderAnotherServersIDStops: its seal may fit, and yet it would vote a second time.
+func TestServerUnderAnotherServersIDStops(t *testing.T) {
+	for name, row := range map[string]struct {
+		compacted bool // the table is in a snapshot
+		change    func(*identityFile)
+	}{
+		"the id of another":                 {false, func(i *identityFile) { i.ServerID = 2 }},
+		"the id of nobody":                  {false, func(i *identityFile) { i.ServerID = 7 }},
+		"another request id":                {false, func(i *identityFile) { i.RequestID[0] ^= 1 }},
+		"the id of another, and a snapshot": {true, func(i *identityFile) { i.ServerID = 2 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newDiskCluster(t, 3, func(config *Config) {
+					config.SurviveAlone = false
+					if row.compacted {
+						compacting(config)
+					}
+				})
+				c.strike(50)
+				if row.compacted {
+					c.wait("server 3 has a snapshot", func() bool {
+						snapshots, err := c.server(3).node.stores.Snapshots.List()
+						return err == nil && len(snapshots) > 0
+					})
+				}
+				c.server(3).kill()
+				changeIdentity(t, c.server(3).dir, row.change)
+				err := c.open(3)
+				if !errors.Is(err, ErrDamagedDataDir) || !strings.Contains(err.Error(), identityFileName) || strings.Contains(err.Error(), "\n") {
+					t.Errorf("%v", err)
+				}
+			})
+		})
+	}
+}

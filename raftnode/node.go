@@ -143,6 +143,7 @@ func (n *Node) open(ctx context.Context) error {
 	if err := n.checkLog(); err != nil {
 		return err
 	}
+	n.replica.belongs = n.belongs
 	if !n.config.withoutJournal {
 		n.replica.journal = n.journal
 	}

@@ -124,10 +124,7 @@ func TestRecoveryThatCannotBeProvedIsDiscarded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			other := strings.Replace(string(whole), `"server_id": 1`, `"server_id": 7`, 1)
-			if err := os.WriteFile(path, []byte(other), 0o600); err != nil || other == string(whole) {
-				t.Fatal(err)
-			}
+			changeIdentity(t, c.server(1).dir, func(identity *identityFile) { identity.ServerID = 7 })
 			return func() { _ = os.WriteFile(path, whole, 0o600) }
 		}, "that of server 7"},
 	} {

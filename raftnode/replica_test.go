@@ -1,7 +1,6 @@
 package raftnode
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -145,17 +144,8 @@ func TestLogOfAnotherClusterStopsTheReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 1)
 		s := c.servers[0]
-		cluster := s.node.ClusterID()
 		s.kill()
-		path := filepath.Join(s.dir, identityFileName)
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text = bytes.Replace(text, []byte(cluster), []byte("other"), 1)
-		if err := os.WriteFile(path, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		changeIdentity(t, s.dir, func(identity *identityFile) { identity.ClusterID = "other" })
 		if err := s.open(); !errors.Is(err, ErrForeignCluster) || !strings.Contains(err.Error(), journalFolder) {
 			t.Errorf("open on the journal of another cluster: %v", err)
 		}
@@ -163,7 +153,7 @@ func TestLogOfAnotherClusterStopsTheReplica(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.start()
-		err = <-s.ran
+		err := <-s.ran
 		s.ran <- err
 		if !errors.Is(err, ErrForeignCluster) || !errors.Is(err, ErrReplicaStopped) {
 			t.Errorf("run: %v", err)

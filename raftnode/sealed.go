@@ -14,7 +14,7 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// A sealed file is a small JSON file that decides what a server may do with its log, so a flipped bit must not pass:
+// A sealed file is a small JSON file that decides who a server is, or what it may do with its log, so a flipped bit must not pass:
 // it holds its body and the SHA-256 of the body without white space. Protocol with the disk.
 type sealedFile struct {
 	Format int             `json:"format"`
@@ -78,7 +78,7 @@ func decodeStrict(content []byte, into any) error {
 	return nil
 }
 
-// writeSealed replaces the file; when it returns nil it is on the disk.
+// writeSealed replaces the file, by a temporary one on the same file system; when it returns nil it is on the disk.
 func writeSealed(path string, body any) error {
 	content, err := encodeSealed(body)
 	if err == nil {
@@ -93,6 +93,11 @@ func writeSealed(path string, body any) error {
 	return nil
 }
 
+func damagedFile(path string, err error) error {
+	return fmt.Errorf("%w: %s: %w; move the directory away to join as a new server, and never put an older copy of the file in its place",
+		ErrDamagedDataDir, path, err)
+}
+
 // readSealed returns fs.ErrNotExist when there is no such file, and ErrDamagedDataDir when it cannot be understood.
 func readSealed(path string, body interface{ check() error }) error {
 	info, err := os.Stat(path)
@@ -100,8 +105,7 @@ func readSealed(path string, body interface{ check() error }) error {
 		return err
 	}
 	damaged := func(err error) error {
-		return fmt.Errorf("%w: %s: %w; move the directory away to join as a new server, and never put an older copy of the file in its place",
-			ErrDamagedDataDir, path, err)
+		return damagedFile(path, err)
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxSealedBytes {
 		return damaged(fmt.Errorf("not a regular file of at most %d bytes", maxSealedBytes))
