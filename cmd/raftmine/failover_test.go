@@ -20,12 +20,15 @@ type group struct {
 	miner       *process
 }
 
+// groupChunk is so small that a slow client answers for one while a fast miner finds a block.
+const groupChunk = 10_000
+
 // startGroup starts servers, one after the other, and waits until all are up. Short heartbeats make the test short.
 func startGroup(t *testing.T, servers int) *group {
 	t.Helper()
 	dir := keepOnFailure(t)
 	g := &group{t: t, dir: dir, environment: filepath.Join(dir, "environment"), servers: make([]*process, servers), addresses: make([]string, servers)}
-	service := startProcess(t, "webservice", "--zeros", "4", "--environment", g.environment, "-o", "json")
+	service := startProcess(t, "webservice", "--zeros", "5", "--environment", g.environment, "-o", "json")
 	_, _ = service.waitEvent(0, "process_started")
 	for i := range servers {
 		g.start(i + 1)
@@ -41,7 +44,7 @@ func startGroup(t *testing.T, servers int) *group {
 func (g *group) start(id int) {
 	g.t.Helper()
 	p := startProcess(g.t, "server", "--environment", g.environment, "--data-dir", filepath.Join(g.dir, strconv.Itoa(id)),
-		"--heartbeat", "300ms", "--grace", "2s", "--log-level", "warn", "-o", "json")
+		"--heartbeat", "300ms", "--grace", "2s", "--chunk", strconv.Itoa(groupChunk), "--log-level", "warn", "-o", "json")
 	started, _ := p.waitEvent(0, "process_started")
 	if started["id"] != float64(id) {
 		g.t.Fatalf("server %d was given id %v", id, started["id"])

@@ -28,7 +28,7 @@ func startSurvivors(t *testing.T, servers int) *survivors {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.witness = startDrillClient(drillClientConfig{name: "witness", chunk: 100_000, pace: 10 * time.Millisecond, book: &ackBook{},
+	s.witness = startDrillClient(drillClientConfig{name: "witness", chunk: groupChunk, pace: 10 * time.Millisecond, book: &ackBook{},
 		sources: []func() []string{func() []string {
 			addresses, _ := serversIn(env) // none: it asks again
 			return addresses
