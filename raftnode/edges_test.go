@@ -161,6 +161,7 @@ func TestSilentRaftConnectionsEndWithTheStream(t *testing.T) {
 func TestServersThatMovedApartFindEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)
+		c.settled()
 		c.servers[0].kill()
 		c.wait("server 2 leads", func() bool { return c.leads(2) })
 		c.servers[1].kill()

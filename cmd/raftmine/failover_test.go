@@ -176,6 +176,9 @@ func TestLeaderOfTwoSurvivesItsFollower(t *testing.T) {
 	sameTerm("kill -9")
 	g.start(2)
 	g.settled(1)
+	if !fullEndToEnd() { // the leader has 100 ms to write that it goes on: raftnode's tests hold it in virtual time
+		return
+	}
 
 	paused := g.servers[1]
 	paused.signal(syscall.SIGSTOP)
