@@ -145,7 +145,7 @@ func TestLeaderWithoutAVoteHandsOver(t *testing.T) {
 		c.settled()
 		s := c.servers[0]
 		request, content := s.takeSnapshot(t)
-		request.Configuration = raft.EncodeConfiguration(raft.Configuration{Servers: slices.DeleteFunc(s.node.configuration(),
+		request.Configuration = raft.EncodeConfiguration(raft.Configuration{Servers: slices.DeleteFunc(slices.Clone(s.node.configuration()),
 			func(server raft.Server) bool { return serverID(server.ID) == 1 })})
 		answer := make(chan raft.RPCResponse, 1)
 		s.node.transport.intake.rpcs <- raft.RPC{Command: request, Reader: bytes.NewReader(content), RespChan: answer}
