@@ -68,7 +68,7 @@ func (p simProposer) Propose(ctx context.Context, commands ...fsm.Command) ([]fs
 
 func (p simProposer) propose(ctx context.Context, commands []fsm.Command) ([]fsm.Outcome, error) {
 	finish, ok := commands[0].(fsm.Finish)
-	if !p.p.server.sim.hasty || !ok {
+	if !p.p.server.sim.schedule.hasty || !ok {
 		return p.Proposer.Propose(ctx, commands...)
 	}
 	// The planted bug: what will surely be committed is acknowledged before it is.
@@ -279,8 +279,8 @@ func TestAnAcknowledgementBeforeItsCommitIsFound(t *testing.T) {
 		found := false
 		dir := simDir(t)
 		synctest.Test(t, func(t *testing.T) {
+			schedule.hasty = true
 			s, err := newSim(schedule, dir, false)
-			s.hasty = true
 			if err == nil {
 				s.storm()
 				err = s.recovered("the cluster")

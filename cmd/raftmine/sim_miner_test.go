@@ -40,13 +40,17 @@ func (m *simMiner) start() {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	before := m.done
 	m.kill, m.done = cancel, make(chan struct{})
-	m.lives++
-	m.held, m.kept = nil, nil
-	m.instance = fsm.ID{m.name[1], m.lives}
 	done := m.done
 	go func() {
 		defer close(done)
+		if before != nil { // one process after the other
+			<-before
+		}
+		m.lives++
+		m.held, m.kept = nil, nil
+		m.instance = fsm.ID{m.name[1], m.lives}
 		m.run(ctx)
 	}()
 }

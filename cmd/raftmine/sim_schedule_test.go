@@ -15,6 +15,7 @@ type simSchedule struct {
 	miners    int
 	snapshots bool // small logs: snapshots are taken and sent
 	liar      bool // the last miner lies
+	hasty     bool // a bug is planted
 	faults    []simFault
 }
 

@@ -56,7 +56,6 @@ type sim struct {
 	miners     []*simMiner
 	history    simHistory
 	operations simOperations
-	hasty      bool // plants a bug
 	logs       simLogBuffer
 
 	background sync.WaitGroup // stops under way, and dying processes
