@@ -21,6 +21,10 @@ import (
 // the log of every later leader.
 //
 // And it stands for election when it is told to (TimeoutNow), also without a vote in its own configuration.
+//
+// It votes for nobody who is no voter in its own configuration. But a leader of two that died while it made a third server a
+// voter may have told that one alone: then the two that are left wait for each other's vote. So a non-voter with a longer
+// log, and with it perhaps a newer configuration, is voted for all the same (Raft dissertation §4.1).
 
 var (
 	errOldSnapshot = errors.New("snapshot is older than the log of this server")
@@ -81,6 +85,19 @@ func (n *Node) answered(rpc *raft.RPC) bool {
 		}
 		rpc.Respond(&raft.TimeoutNowResponse{}, errNoVote)
 		return true
+	case *raft.RequestPreVoteRequest:
+		if !n.longer(request.ID, request.LastLogTerm, request.LastLogIndex) || request.Term < n.raft.CurrentTerm() || n.followsAnother(request.Addr) {
+			return false
+		}
+		rpc.Respond(&raft.RequestPreVoteResponse{Term: request.Term, Granted: true}, nil)
+		return true
+	case *raft.RequestVoteRequest:
+		if n.longer(request.ID, request.LastLogTerm, request.LastLogIndex) {
+			anonymous := *request
+			anonymous.ID = nil // the library then asks no configuration, and everything else as ever
+			rpc.Command = &anonymous
+		}
+		return false
 	case *raft.AppendEntriesRequest:
 		return n.repeated(rpc, request)
 	case *raft.InstallSnapshotRequest:
@@ -98,6 +115,23 @@ func (n *Node) answered(rpc *raft.RPC) bool {
 		return true
 	}
 	return false
+}
+
+// longer reports whether a candidate that is a non-voter in this server's configuration has a longer log. One that was
+// removed, or given up in a recovery, is not in the configuration at all.
+func (n *Node) longer(candidate []byte, lastTerm, lastIndex uint64) bool {
+	id := serverID(raft.ServerID(candidate))
+	if servers := n.configuration(); n.gated() || !isConfigured(servers, id) || isVoter(servers, id) {
+		return false
+	}
+	term := n.lastLogTerm()
+	return lastTerm > term || lastTerm == term && lastIndex > n.raft.LastIndex()
+}
+
+// followsAnother reports whether this server has a leader that is not the candidate.
+func (n *Node) followsAnother(candidate []byte) bool {
+	leader, _ := n.raft.LeaderWithID()
+	return leader != "" && leader != n.transport.DecodePeer(candidate)
 }
 
 // repeated deals with entries whose predecessor is applied, and no longer in the log: it leaves out those that are applied too,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -204,6 +205,56 @@ func TestEntriesBehindACompactedOneAreTaken(t *testing.T) {
 		if rest.PrevLogEntry != 0 || rest.PrevLogTerm != 0 || len(rest.Entries) != 1 || rest.Entries[0].Index != applied+1 {
 			t.Errorf("Raft gets %+v", rest)
 		}
+		c.commits()
+		c.wait("both have it", c.same)
+	})
+}
+
+// promotionLost is a disk that fails when it is told that a server became a voter.
+type promotionLost struct {
+	raft.LogStore
+	server uint64
+}
+
+func (l promotionLost) StoreLogs(logs []*raft.Log) error {
+	for _, entry := range logs {
+		if entry.Type == raft.LogConfiguration && isVoter(raft.DecodeConfiguration(entry.Data).Servers, l.server) {
+			return errNoSpace
+		}
+	}
+	return l.LogStore.StoreLogs(logs)
+}
+
+// TestServersThatKnowDifferentVotersElect: server 1 made server 3 a voter, server 2 was not told, and server 1 died. Server
+// 2 needs one more vote, by what it knows, and has the shorter log; server 3 is no voter, by what server 2 knows.
+func TestServersThatKnowDifferentVotersElect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		c.settled()
+		second := c.servers[1]
+		second.kill()
+		disk := func(log raft.LogStore) func(*Config) {
+			return func(config *Config) {
+				config.OpenStores = func(string, bool, *slog.Logger) (*Stores, error) {
+					return &Stores{Log: log, Stable: second.log, Snapshots: second.snaps, Close: func() error { return nil }}, nil
+				}
+			}
+		}
+		second.adjust = disk(promotionLost{second.log, 3})
+		second.start(c.servers[0].node.Address())
+		c.settled()
+		third := newTestServer(t, c.net, t.TempDir())
+		c.servers = append(c.servers, third)
+		third.start(c.servers[0].node.Address())
+		c.wait("server 3 knows that it is a voter", func() bool { return isVoter(third.node.configuration(), 3) })
+		c.servers[0].kill()
+		second.kill()
+		second.adjust = disk(second.log)
+		second.start(third.node.Address())
+		if isVoter(second.node.configuration(), 3) {
+			t.Fatal("server 2 knows it as well, so this is no test")
+		}
+		c.wait("server 3 is elected, and server 2 leads", func() bool { return c.leads(2) })
 		c.commits()
 		c.wait("both have it", c.same)
 	})

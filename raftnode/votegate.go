@@ -129,10 +129,7 @@ func (n *Node) openGate(ctx context.Context) {
 				poke(n.regroup)
 			}
 		}
-		stats := n.raft.Stats()
-		logged, _ := strconv.ParseUint(stats["last_log_term"], 10, 64)
-		restored, _ := strconv.ParseUint(stats["last_snapshot_term"], 10, 64)
-		if max(logged, restored) < n.gate.minTerm {
+		if n.lastLogTerm() < n.gate.minTerm {
 			continue
 		}
 		n.gate.open.Store(true)
@@ -143,6 +140,14 @@ func (n *Node) openGate(ctx context.Context) {
 		}
 		return
 	}
+}
+
+// lastLogTerm is the term of the last entry, in the log or in a snapshot.
+func (n *Node) lastLogTerm() uint64 {
+	stats := n.raft.Stats()
+	logged, _ := strconv.ParseUint(stats["last_log_term"], 10, 64)
+	restored, _ := strconv.ParseUint(stats["last_snapshot_term"], 10, 64)
+	return max(logged, restored)
 }
 
 // gated reports whether this server's log is not complete yet.
