@@ -214,6 +214,9 @@ func segmentPaths(dir string) ([]string, error) {
 	var paths []string
 	for _, entry := range entries {
 		if strings.HasSuffix(entry.Name(), segmentSuffix) && !strings.HasPrefix(entry.Name(), ".") {
+			if !entry.Type().IsRegular() { // a pipe, for one, would be waited for
+				return nil, &JournalError{Path: filepath.Join(dir, entry.Name()), Err: fmt.Errorf("%w: not a regular file", ErrJournalDamaged)}
+			}
 			paths = append(paths, filepath.Join(dir, entry.Name()))
 		}
 	}
@@ -224,6 +227,9 @@ func segmentPaths(dir string) ([]string, error) {
 // first segment is: a journal without it may be cut, and must not pass for whole.
 func readSynced(dir string) (fsm.Head, error) {
 	path := filepath.Join(dir, syncedFileName)
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return fsm.Head{}, &JournalError{Path: path, Err: fmt.Errorf("%w: not a regular file", ErrJournalDamaged)}
+	}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		paths, listErr := segmentPaths(dir)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -245,6 +246,14 @@ func verdictOf(results []audited, agreements []comparison, rechecked *recheckRes
 
 // mayExport refuses to put an export into the place of what is no export, above all of a file of a data directory.
 func mayExport(path string) error {
+	return mayReplace(path, "export of a history", func(r io.Reader) error {
+		_, err := audit.NewImport(r)
+		return err
+	})
+}
+
+// mayReplace reports whether a file may be written at path: there is none, an empty one, or one that is read as another of its kind.
+func mayReplace(path, kind string, read func(io.Reader) error) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -252,19 +261,40 @@ func mayExport(path string) error {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
-		return hinted(errors.New("it is no regular file"), "choose a file that does not exist yet")
+		return hinted(errIrregular, "choose a file that does not exist yet")
 	case info.Size() == 0:
 		return nil
 	}
-	file, err := os.Open(path)
+	file, err := openRegular(path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	if _, err := audit.NewImport(file); err != nil {
-		return hinted(errors.New("the file exists, and is no export of a history"), "choose a file that does not exist yet")
+	if err := read(file); err != nil {
+		return hinted(fmt.Errorf("the file exists, and is no %s", kind), "choose a file that does not exist yet")
 	}
 	return nil
+}
+
+var errIrregular = errors.New("it is no regular file")
+
+// openRegular opens a file to read it. A pipe or a device may never come to an end, nor even be opened, and what is read
+// more than once must be the same each time.
+func openRegular(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err == nil && info.IsDir() {
+		err = errors.New("it is a folder")
+	} else if err == nil && !info.Mode().IsRegular() {
+		err = errIrregular
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), file.Close())
+	}
+	return file, nil
 }
 
 // export writes what was audited, and not what was written since.
@@ -309,5 +339,6 @@ func proofFile(cmd *cobra.Command, path string) (io.ReadCloser, error) {
 	if path == "-" {
 		return io.NopCloser(cmd.InOrStdin()), nil
 	}
-	return os.Open(path)
+	file, err := openRegular(path)
+	return file, hinted(err, "name a file that \"raftmine proof\" wrote, or - for standard input")
 }

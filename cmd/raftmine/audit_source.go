@@ -161,7 +161,7 @@ func journalSource(dir string) (source, error) {
 
 func exportSource(path string) (source, error) {
 	s := source{name: filepath.Base(path), path: path, open: func(context.Context) (pass, error) {
-		file, err := os.Open(path)
+		file, err := openRegular(path)
 		if err != nil {
 			return pass{}, err
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // auditJSON runs an audit and returns its last object, the report.
@@ -191,6 +192,49 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		if code != row.code || !strings.HasPrefix(stderr, "raftmine: ") || !strings.Contains(stderr, row.says) || stdout != "" {
 			t.Errorf("%v: exit code %d, said %q, printed %q", row.args, code, stderr, stdout)
 		}
+	}
+}
+
+// TestPipesAndDevicesAreNoFiles: a history or proof that is none is refused, and not waited for.
+func TestPipesAndDevicesAreNoFiles(t *testing.T) {
+	dir := t.TempDir()
+	pipe, journal := filepath.Join(dir, "pipe"), filepath.Join(dir, "server", "journal")
+	for _, err := range []error{syscall.Mkfifo(pipe, 0o600), os.MkdirAll(journal, 0o700), syscall.Mkfifo(filepath.Join(journal, "synced"), 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	export := filepath.Join("..", "..", "testdata", "audit", "v1.export.jsonl")
+	for _, row := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"audit", pipe}, pipe + ": it is no regular file\nhint: "},
+		{[]string{"audit", export, pipe}, pipe + ": it is no regular file\nhint: "},
+		{[]string{"audit", os.DevNull}, os.DevNull + ": it is no regular file\nhint: "},
+		{[]string{"proof", "1", "--data-dir", pipe}, pipe + ": it is no regular file\nhint: "},
+		{[]string{"proof", "--verify", pipe}, pipe + ": it is no regular file\nhint: "},
+		{[]string{"proof", "--verify", os.DevNull}, os.DevNull + ": it is no regular file\nhint: "},
+		{[]string{"proof", "--verify", dir}, dir + ": it is a folder\nhint: "},
+		{[]string{"proof", "1", "--data-dir", export, "--file", pipe}, pipe + ": it is no regular file\nhint: "},
+		{[]string{"proof", "1", "--data-dir", export, "--file", export}, export + ": the file exists, and is no proof\nhint: "},
+	} {
+		said := make(chan [2]string, 1)
+		go func() {
+			code, stdout, stderr := command(t, row.args...)
+			said <- [2]string{fmt.Sprint(code, stdout), stderr}
+		}()
+		select {
+		case got := <-said:
+			if got[0] != fmt.Sprint(exitFailed, "") || !strings.Contains(got[1], row.says) || strings.Count(got[1], "\n") > 2 {
+				t.Errorf("%v: exit code and output %q, said %q, want %q", row.args, got[0], got[1], row.says)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("%v is still waiting", row.args)
+		}
+	}
+	if _, report, stderr := auditJSON(t, filepath.Dir(journal)); report["holds"] != false || !strings.Contains(stderr, "synced: offset 0: journal is damaged: not a regular file") {
+		t.Errorf("a journal whose file \"synced\" is a pipe: %s", stderr)
 	}
 }
 

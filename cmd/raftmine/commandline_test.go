@@ -137,6 +137,30 @@ func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
 	}
 }
 
+// TestCommandsThatOnlyLookMakeNoEnvironment: a mistyped folder is named, and not made.
+func TestCommandsThatOnlyLookMakeNoEnvironment(t *testing.T) {
+	other := t.TempDir() // somebody's folder
+	for _, args := range []string{"status", "watch", "blocks", "env", "server list", "server remove 1", "server transfer", "server recover"} {
+		t.Run(args, func(t *testing.T) {
+			missing := filepath.Join(t.TempDir(), "typo")
+			for environment, says := range map[string]string{missing: "there is no such folder", other: "was ever started there"} {
+				code, stdout, stderr := command(t, append(strings.Fields(args), "--environment", environment)...)
+				first, rest, _ := strings.Cut(stderr, "\n")
+				if code != exitFailed || stdout != "" || !strings.HasPrefix(first, "raftmine: ") || !strings.Contains(first, environment) ||
+					!strings.Contains(first, says) || !strings.HasPrefix(rest, "hint: ") || strings.Count(stderr, "\n") != 2 {
+					t.Errorf("exit code %d, said %q, printed %q", code, stderr, stdout)
+				}
+			}
+			if left, err := os.ReadDir(filepath.Dir(missing)); err != nil || len(left) != 0 {
+				t.Errorf("left %v behind (%v)", left, err)
+			}
+			if left, err := os.ReadDir(other); err != nil || len(left) != 0 {
+				t.Errorf("laid %v into a folder that is no environment (%v)", left, err)
+			}
+		})
+	}
+}
+
 func TestEnvironmentVariablesStandForFlags(t *testing.T) {
 	t.Setenv("RAFTMINE_MINERS", "-7")
 	if code, _, stderr := command(t, "run"); code != exitUsage || !strings.Contains(stderr, "--miners -7") {

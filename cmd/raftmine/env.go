@@ -38,7 +38,7 @@ func newEnvCommand() *cobra.Command {
 // localServers returns the addresses of the servers that the local environment lists, lowest id first. None is an
 // error: every caller needs one.
 func localServers(cmd *cobra.Command) ([]string, error) {
-	env, err := openEnvironment(cmd)
+	env, err := findEnvironment(cmd)
 	if err != nil {
 		return nil, err
 	}

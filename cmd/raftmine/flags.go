@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -61,14 +64,27 @@ func jsonOutput(cmd *cobra.Command) (bool, error) {
 	}
 }
 
-// openEnvironment opens the local environment that the command line names.
+// openEnvironment opens the local environment that the command line names, and makes it if it is not there.
 func openEnvironment(cmd *cobra.Command) (*registry.Environment, error) {
-	dir, _ := cmd.Flags().GetString("environment")
-	if dir == "" {
-		dir = registry.DefaultDir()
-	}
-	env, err := registry.Open(dir)
+	env, err := registry.Open(environmentDir(cmd))
 	return env, hinted(err, "choose another folder with --environment DIR")
+}
+
+var errNoEnvironment = errors.New("there is no such folder")
+
+// findEnvironment is openEnvironment for who starts nothing there: a folder that is not there is not made.
+func findEnvironment(cmd *cobra.Command) (*registry.Environment, error) {
+	dir := environmentDir(cmd)
+	env, err := registry.Find(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("no server runs in the environment %s: %w", dir, errNoEnvironment)
+	}
+	return env, hinted(err, "start a server there with \"raftmine server\", or name servers with --servers ADDR,... or another environment with --environment DIR")
+}
+
+func environmentDir(cmd *cobra.Command) string {
+	dir, _ := cmd.Flags().GetString("environment")
+	return cmp.Or(dir, registry.DefaultDir())
 }
 
 // newLogger logs to w at the level that the command line names.

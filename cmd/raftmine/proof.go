@@ -39,6 +39,11 @@ one learns that nothing was changed up to there.`,
 			case dataDir == "":
 				return usageError{errors.New("say where the history is with --data-dir DIR")}
 			}
+			if file != "" {
+				if err := mayReplace(file, "proof", readProof); err != nil {
+					return fmt.Errorf("--file %s: %w", file, err)
+				}
+			}
 			if older != "" {
 				head, ok := parseHead(older)
 				if !ok {
@@ -141,21 +146,32 @@ func verifyProof(cmd *cobra.Command, out *printer, path string) error {
 		return err
 	}
 	defer file.Close()
-	in := bufio.NewReaderSize(file, 1<<10)
-	if start, _ := in.Peek(1 << 10); audit.StartsPrefixProof(start) {
-		proof, err := audit.VerifyPrefixProof(in)
-		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-		view := viewPrefix(proof)
-		out.print(view, "%s", view)
-		return nil
-	}
-	proof, err := audit.VerifyProof(in)
-	if err != nil {
+	prefix, block, err := verifiedProof(file)
+	switch {
+	case err != nil:
 		return fmt.Errorf("%s: %w", path, err)
+	case prefix != nil:
+		view := viewPrefix(prefix)
+		out.print(view, "%s", view)
+	default:
+		view := viewProof(block)
+		out.print(view, "%s", view)
 	}
-	view := viewProof(proof)
-	out.print(view, "%s", view)
 	return nil
+}
+
+// verifiedProof reads a proof of either kind.
+func verifiedProof(r io.Reader) (prefix *audit.PrefixProof, block *audit.BlockProof, err error) {
+	in := bufio.NewReaderSize(r, 1<<10)
+	if start, _ := in.Peek(1 << 10); audit.StartsPrefixProof(start) {
+		prefix, err = audit.VerifyPrefixProof(in)
+	} else {
+		block, err = audit.VerifyProof(in)
+	}
+	return prefix, block, err
+}
+
+func readProof(r io.Reader) error {
+	_, _, err := verifiedProof(r)
+	return err
 }

@@ -41,9 +41,9 @@ typing "yes", elsewhere with --yes.`,
 			if err != nil {
 				return err
 			}
-			env, err := openEnvironment(cmd)
-			if err != nil {
-				return err
+			env, err := findEnvironment(cmd)
+			if err != nil && (dataDir == "" || !errors.Is(err, errNoEnvironment)) {
+				return hinted(err, "name the folder of the server that goes on with --data-dir DIR, or another environment with --environment DIR")
 			}
 			confirm := func(raftnode.RecoveryPlan) bool { return true }
 			if !yes {

@@ -16,6 +16,7 @@
 //   - A file's name is never used by a second process, so Sweep cannot remove what another process just wrote.
 //   - Readers and Sweep take shared locks, which do not disturb each other, and publishers lock a file only before it has
 //     its name; a temporary file that is swept away in that moment is written again.
+//   - Find, for who only looks, makes nothing.
 //   - A damaged file changes nothing for the others: it is reported by name while its process lives, and swept after.
 //
 // The folder must be on a local file system. Its owner alone may write to it.

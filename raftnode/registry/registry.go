@@ -38,7 +38,12 @@ func DefaultDir() string {
 }
 
 // Open makes the folder if it is not there, for its user alone, and checks that it is this user's and can be written to.
-func Open(dir string) (*Environment, error) {
+func Open(dir string) (*Environment, error) { return openWith(dir, (*Environment).prepare) }
+
+// Find opens an environment to read it, and makes and writes nothing. Without one there the error matches fs.ErrNotExist.
+func Find(dir string) (*Environment, error) { return openWith(dir, (*Environment).check) }
+
+func openWith(dir string, check func(*Environment) error) (*Environment, error) {
 	if dir == "" {
 		return nil, fmt.Errorf("%w: no folder is named", ErrEnvironment)
 	}
@@ -47,7 +52,7 @@ func Open(dir string) (*Environment, error) {
 		return nil, fmt.Errorf("%w %s: %w", ErrEnvironment, dir, err)
 	}
 	e := &Environment{dir: absolute}
-	if err := e.prepare(); err != nil {
+	if err := check(e); err != nil {
 		return nil, fmt.Errorf("%w %s: %w", ErrEnvironment, absolute, reason(err))
 	}
 	return e, nil
@@ -63,14 +68,57 @@ func (e *Environment) entriesDir() string { return filepath.Join(e.dir, "entries
 
 func (e *Environment) lockPath() string { return filepath.Join(e.dir, "lock") }
 
+// prepare makes what is missing and checks everything.
 func (e *Environment) prepare() error {
-	// A folder under a shared temporary directory may have been laid there by somebody else, also as a symbolic link.
-	if link, err := os.Lstat(e.dir); err == nil && link.Mode()&os.ModeSymlink != 0 && owner(link) != os.Geteuid() {
-		return fmt.Errorf("is a symbolic link of another user (uid %d)", owner(link))
+	if err := e.checkLink(); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(e.dir, 0o700); err != nil {
 		return err
 	}
+	if err := e.checkOwner(); err != nil {
+		return err
+	}
+	for _, sub := range []string{e.entriesDir(), e.DataDir()} {
+		if err := os.Mkdir(sub, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := checkFolder(sub); err != nil {
+			return err
+		}
+	}
+	// The folders may be old ones on a disk that has become read-only.
+	file, err := os.OpenFile(e.lockPath(), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+	if err != nil {
+		return err
+	}
+	return file.Close()
+}
+
+// check is for who only reads.
+func (e *Environment) check() error {
+	if err := e.checkLink(); err != nil {
+		return err
+	}
+	if err := e.checkOwner(); err != nil {
+		return err
+	}
+	err := checkFolder(e.entriesDir())
+	if errors.Is(err, os.ErrNotExist) {
+		return errors.New("no server or web service was ever started there: it has no folder \"entries\"")
+	}
+	return err
+}
+
+func (e *Environment) checkLink() error {
+	// A folder under a shared temporary directory may have been laid there by somebody else, also as a symbolic link.
+	if link, err := os.Lstat(e.dir); err == nil && link.Mode()&os.ModeSymlink != 0 && owner(link) != os.Geteuid() {
+		return fmt.Errorf("is a symbolic link of another user (uid %d)", owner(link))
+	}
+	return nil
+}
+
+func (e *Environment) checkOwner() error {
 	info, err := os.Stat(e.dir)
 	if err != nil {
 		return err
@@ -81,22 +129,18 @@ func (e *Environment) prepare() error {
 	if info.Mode().Perm()&0o002 != 0 {
 		return errors.New("every user may write to it (chmod 0700 it, or choose another)")
 	}
-	for _, sub := range []string{e.entriesDir(), e.DataDir()} {
-		if err := os.Mkdir(sub, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
-		}
-		if info, err := os.Stat(sub); err != nil {
-			return err
-		} else if !info.IsDir() {
-			return fmt.Errorf("%s is not a folder", sub)
-		}
-	}
-	// The folders may be old ones on a disk that has become read-only.
-	file, err := os.OpenFile(e.lockPath(), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+	return nil
+}
+
+func checkFolder(path string) error {
+	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
-	return file.Close()
+	if !info.IsDir() {
+		return fmt.Errorf("%s is not a folder", path)
+	}
+	return nil
 }
 
 // Lock takes the environment's one lock, under which bootstrap, discovery and sweeping happen. It waits until ctx ends;
