@@ -44,6 +44,9 @@
 // A snapshot that is older than what is here is answered and not installed, and a server without a vote stands for no election:
 // Raft checks neither (intake.go).
 //
+// What a Raft message announces is looked at before the library's decoder makes room for it (raftmessage.go): an entry is no larger
+// than an entry of ours may be, a request has no more entries than a server sends at once. Snapshots are streams of any size.
+//
 // Leadership is never transferred by the library, whose transfer can wedge a leader for good (hashicorp/raft issue 696), but
 // by holding the proposals until the target has our last entry, and sending it Raft's own TimeoutNow. A server that is
 // the only voter sends it to itself, so it need not wait for its election timeout.

@@ -228,6 +228,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.ElectionTimeout = n.config.RaftElection
 	c.LeaderLeaseTimeout = n.config.RaftLease
 	c.ShutdownOnRemove = false
+	c.MaxAppendEntries = maxRaftEntries
 	c.SnapshotInterval = n.config.SnapshotInterval
 	c.SnapshotThreshold = n.config.SnapshotThreshold
 	c.TrailingLogs = n.config.TrailingLogs

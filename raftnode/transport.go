@@ -153,6 +153,7 @@ func (s *guardedStream) greet(conn *guardedConn, waiting *list.Element) {
 		return
 	}
 	conn.SetReadDeadline(time.Time{})
+	conn.messages = &raftMessages{}
 	select {
 	case s.accepted <- conn:
 	case <-s.closing:
@@ -194,6 +195,7 @@ func (s *guardedStream) Dial(address raft.ServerAddress, timeout time.Duration) 
 		return nil, err
 	}
 	tracked.SetWriteDeadline(time.Time{})
+	tracked.messages = &raftMessages{answers: true}
 	return tracked, nil
 }
 
@@ -261,9 +263,23 @@ func (s *guardedStream) track(conn net.Conn) *guardedConn {
 	return tracked
 }
 
+// guardedConn lets Raft read only what is within the limits of its messages.
 type guardedConn struct {
 	net.Conn
-	stream *guardedStream
+	stream   *guardedStream
+	messages *raftMessages // nil: the hello is not over
+}
+
+func (c *guardedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.messages == nil {
+		return n, err
+	}
+	if bad := c.messages.see(p[:n]); bad != nil {
+		c.Close()
+		return 0, bad
+	}
+	return n, err
 }
 
 func (c *guardedConn) Close() error {
