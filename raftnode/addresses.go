@@ -33,17 +33,40 @@ type addressBook struct {
 }
 
 type heard struct {
-	address string
-	at      time.Time
+	address  string
+	at       time.Time
+	stranger bool // neither the table nor Raft's configuration knew it
 }
+
+// maxStrangers is how many servers are heard of that this one does not know yet, as one whose log lags. Tuning.
+const maxStrangers = 64
 
 func (b *addressBook) hear(id uint64, address string) {
 	if id == b.self || checkAdvertised(address) != nil {
 		return
 	}
+	_, inTable := b.table(id)
+	stranger := !inTable && !isConfigured(b.configured(), id)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.heard[id] = heard{address: address, at: time.Now()}
+	if _, again := b.heard[id]; stranger && !again && !b.roomForStranger() {
+		return
+	}
+	b.heard[id] = heard{address: address, at: time.Now(), stranger: stranger}
+}
+
+// roomForStranger forgets strangers that were silent for long. The caller holds mu.
+func (b *addressBook) roomForStranger() bool {
+	strangers := 0
+	for id, h := range b.heard {
+		switch {
+		case h.stranger && time.Since(h.at) >= b.fresh:
+			delete(b.heard, id)
+		case h.stranger:
+			strangers++
+		}
+	}
+	return strangers < maxStrangers
 }
 
 // address returns where a server listens; empty: not known.

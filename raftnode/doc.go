@@ -11,6 +11,10 @@
 // data directory, wherever it listens later (join.go, addresses.go). Of servers that start at the same instant in one
 // environment one bootstraps and the others join it (start.go).
 //
+// The leader dials a server that asks for an id back, at the address that it claims, before anything is committed; one that
+// asks answers there to its request id (join.go). Few members may be on their way at a time: who was given an id and is not
+// reached takes a place until the grace period is over.
+//
 // The leader keeps the server table (membership.go). A server that answers becomes a non-voter, and a voter once it has
 // caught up: one that died after it was given an id never weakens the majority. It is up when it votes, is caught up and
 // answered for two heartbeats; down when its port refuses twice or when three heartbeats went unanswered. Every server

@@ -46,6 +46,7 @@ type Node struct {
 	entry     *registry.Published
 	peers     peerSet
 	watchers  watchers
+	door      *watchDoor // of a server that joins; nil: there is none
 	disk      watchdog
 	diskGuard diskGuard
 	gate      *voteGate      // nil: none is needed
@@ -60,6 +61,7 @@ type Node struct {
 	regroup      chan struct{}            // cap 1: the set of servers may have changed
 	configTurn   turn                     // one change of Raft's configuration at a time
 	transferTurn turn                     // one leadership transfer at a time
+	joinTurn     turn                     // a few joining servers are dialled back at a time
 	transferTry  transferPace             // used by the governing goroutine alone
 
 	ctx        context.Context // ends with Close
@@ -88,6 +90,7 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 
 		configTurn:   make(turn, 1),
 		transferTurn: make(turn, 1),
+		joinTurn:     make(turn, joinsAtOnce),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.replica = newReplica(n.onApplied)
@@ -107,7 +110,9 @@ func (n *Node) open(ctx context.Context) error {
 	case founding:
 		identity.ClusterID, identity.ServerID = uuid.NewString(), 1
 	case fresh:
+		stop := n.vouch(identity.RequestID)
 		reply, err := n.askToJoin(ctx, identity.RequestID)
+		stop()
 		if err != nil {
 			return err
 		}
@@ -325,6 +330,9 @@ func (n *Node) Close() error {
 // release ends what Open made itself.
 func (n *Node) release() error {
 	var errs []error
+	if n.door != nil {
+		errs = append(errs, n.door.Close())
+	}
 	if n.entry != nil {
 		errs = append(errs, n.entry.Remove())
 	}
@@ -537,7 +545,7 @@ func (n *Node) onApplied(index uint64, events []fsm.Event) {
 	}
 }
 
-// turn is a mutex that is not waited for longer than a context. Its capacity is 1.
+// turn is a mutex that is not waited for longer than a context. Its capacity is how many hold it at a time.
 type turn chan struct{}
 
 func (t turn) take(ctx context.Context) error {

@@ -66,7 +66,7 @@ func TestJoinRequestSentAgainGetsTheSameID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 1)
 		leader := c.servers[0].node
-		request := JoinRequest{RequestID: fsm.ID{7}, Address: "127.0.0.1:9", DataDir: "/d"}
+		request := JoinRequest{RequestID: fsm.ID{7}, Address: c.asking(fsm.ID{7}), DataDir: "/d"}
 		for range 3 {
 			reply, err := leader.HandleJoin(t.Context(), request)
 			if err != nil || reply.ServerID != 2 || reply.ClusterID != leader.ClusterID() {
@@ -76,7 +76,7 @@ func TestJoinRequestSentAgainGetsTheSameID(t *testing.T) {
 				t.Errorf("servers %v", reply.Servers)
 			}
 		}
-		request.RequestID = fsm.ID{8}
+		request.RequestID, request.Address = fsm.ID{8}, c.asking(fsm.ID{8})
 		if reply, err := leader.HandleJoin(t.Context(), request); err != nil || reply.ServerID != 3 {
 			t.Errorf("another server: %+v, %v", reply, err)
 		}
@@ -112,21 +112,124 @@ func TestSenselessJoinIsRefusedAtOnce(t *testing.T) {
 	})
 }
 
+// asking returns an address where a server answers who dials it back, and then never comes.
+func (c *testCluster) asking(requestID fsm.ID) (address string) {
+	listener := c.net.listen()
+	n := &Node{config: Config{Stream: listener, WatchListener: c.net.watches[listener.address]}}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	stop := n.vouch(requestID)
+	c.t.Cleanup(func() {
+		stop()
+		n.cancel()
+		if err := errors.Join(n.door.Close(), listener.Close()); err != nil {
+			c.t.Error(err)
+		}
+	})
+	return listener.address
+}
+
+// TestOnlyAServerThatIsWhereItSaysJoins: a request alone, however often it is sent, changes nothing.
+func TestOnlyAServerThatIsWhereItSaysJoins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		c.settled()
+		node := c.servers[0].node
+		silent := c.net.listen() // accepts nothing
+		defer silent.Close()
+		before := node.Status().LastIndex
+		for what, row := range map[string]struct {
+			address string
+			final   bool
+		}{
+			"nobody listens":  {"127.0.0.1:9", true},
+			"another server":  {c.servers[1].node.Address(), false},
+			"the leader":      {node.Address(), false},
+			"another asks":    {c.asking(fsm.ID{5}), false},
+			"nothing answers": {silent.address, true},
+		} {
+			began := time.Now()
+			_, err := node.HandleJoin(t.Context(), JoinRequest{RequestID: fsm.ID{7}, Address: row.address, DataDir: "/d"})
+			if err == nil || errors.Is(err, ErrJoinRefused) != row.final || !strings.Contains(err.Error(), row.address) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: %v", what, err)
+			}
+			if took := time.Since(began); took > 2*watchTimeout {
+				t.Errorf("%s: took %v", what, took)
+			}
+		}
+		if after := node.Status().LastIndex; after != before || len(node.serverIDs()) != 2 {
+			t.Errorf("the log grew from %d to %d, members %v", before, after, node.serverIDs())
+		}
+	})
+}
+
+// TestMembersThatNeverCameAreFew: who answers a call back and then never serves takes one of few places, and not for long.
+func TestMembersThatNeverCameAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		c.settled()
+		node := c.servers[0].node
+		join := func(i byte) error {
+			_, err := node.HandleJoin(t.Context(), JoinRequest{RequestID: fsm.ID{i, 1}, Address: c.asking(fsm.ID{i, 1}), DataDir: "/d"})
+			return err
+		}
+		for i := range byte(maxComing) {
+			if err := join(i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := join(maxComing); err == nil || errors.Is(err, ErrJoinRefused) {
+			t.Errorf("one more: %v; want it to ask again", err)
+		}
+		if err := join(0); err != nil {
+			t.Errorf("one that has an id asks again: %v", err)
+		}
+		if !c.leads(1) || len(node.Status().Voters) != 2 {
+			t.Errorf("voters %v", node.Status().Voters)
+		}
+		c.wait("those who never came are removed", func() bool { return len(node.serverIDs()) == 2 })
+		if err := join(maxComing); err != nil {
+			t.Errorf("after that: %v", err)
+		}
+	})
+}
+
+func TestStrangersHeardOfAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		node := c.servers[0].node
+		for round := range uint64(3) {
+			for id := range uint64(10 * maxStrangers) {
+				request := HeartbeatRequest{ClusterID: node.ClusterID(), ServerID: 1000*(round+1) + id, Address: "127.0.0.1:9"}
+				if _, err := node.HandleHeartbeat(request); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if known := node.book.known(); len(known) != maxStrangers || known[0] != 1000*(round+1) {
+				t.Errorf("%d servers are heard of, the first is %d", len(known), known[0])
+			}
+			time.Sleep(node.book.fresh)
+		}
+	})
+}
+
 func TestServerTableDoesNotGrowWithoutBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 1)
 		node := c.servers[0].node
-		request := JoinRequest{Address: "127.0.0.1:9", DataDir: "/d"}
-		for i := 2; i <= maxServers; i++ {
-			request.RequestID = fsm.ID{byte(i), byte(i >> 8), 1}
-			if _, err := node.HandleJoin(t.Context(), request); err != nil {
-				t.Fatalf("server %d: %v", i, err)
-			}
+		var commands []fsm.Command
+		for i := 2; i <= maxServers; i++ { // members once, and removed
+			commands = append(commands, fsm.AddServer{RequestID: fsm.ID{byte(i), byte(i >> 8), 1}, Address: "127.0.0.1:9", DataDir: "/d"},
+				fsm.RemoveServer{ServerID: uint64(i), Reason: "test"})
 		}
+		if _, err := node.Propose(t.Context(), commands...); err != nil {
+			t.Fatal(err)
+		}
+		last := fsm.ID{byte(maxServers & 0xff), byte(maxServers >> 8), 1}
+		request := JoinRequest{RequestID: last, Address: c.asking(last), DataDir: "/d"}
 		if reply, err := node.HandleJoin(t.Context(), request); err != nil || reply.ServerID != maxServers {
 			t.Errorf("a request sent again: %+v, %v", reply, err)
 		}
-		request.RequestID = fsm.ID{9, 9, 9}
+		request = JoinRequest{RequestID: fsm.ID{9, 9, 9}, Address: c.asking(fsm.ID{9, 9, 9}), DataDir: "/d"}
 		if _, err := node.HandleJoin(t.Context(), request); !errors.Is(err, ErrJoinRefused) {
 			t.Errorf("server %d: %v", maxServers+1, err)
 		}

@@ -41,6 +41,9 @@ type watchers struct {
 
 // watchListener returns nil when there are no watch streams.
 func (n *Node) watchListener() net.Listener {
+	if n.door != nil {
+		return n.door
+	}
 	if n.config.WatchListener == nil && n.config.Stream == nil {
 		return n.config.Listener.Watch()
 	}
@@ -151,7 +154,7 @@ func (n *Node) watch(ctx context.Context, p *peer) {
 		if doubt == "" {
 			address = n.book.address(p.id)
 		}
-		conn, err := n.openWatch(ctx, p.id, address)
+		conn, err := n.openWatch(ctx, newHello(n.clusterID, p.id), address)
 		switch {
 		case err == nil:
 			began := time.Now()
@@ -192,7 +195,7 @@ func (n *Node) watch(ctx context.Context, p *peer) {
 }
 
 // openWatch returns a stream that the right server serves.
-func (n *Node) openWatch(ctx context.Context, id uint64, address string) (net.Conn, error) {
+func (n *Node) openWatch(ctx context.Context, greeting hello, address string) (net.Conn, error) {
 	if address == "" {
 		return nil, errUnknownAddress
 	}
@@ -203,7 +206,6 @@ func (n *Node) openWatch(ctx context.Context, id uint64, address string) (net.Co
 		return nil, err
 	}
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
-	greeting := newHello(n.clusterID, id)
 	var answer [1]byte
 	if _, err = conn.Write(greeting[:]); err == nil {
 		_, err = io.ReadFull(conn, answer[:])

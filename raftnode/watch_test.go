@@ -237,7 +237,7 @@ func TestWatchStreamOverTheSharedListener(t *testing.T) {
 	watching := &Node{clusterID: "cluster", id: 2, config: Config{}.withDefaults()}
 	var conn net.Conn
 	waitFor(t, "the stream is served", time.Minute, func() bool {
-		conn, err = watching.openWatch(t.Context(), 1, listener.Addr().String())
+		conn, err = watching.openWatch(t.Context(), newHello(watching.clusterID, 1), listener.Addr().String())
 		return err == nil
 	})
 	defer conn.Close()
