@@ -114,6 +114,7 @@ func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
 		{"nobody to ask for status", []string{"status", "--servers", nobody}, []string{nobody, "hint: "}},
 		{"nobody to list blocks", []string{"blocks", "--servers", nobody}, []string{nobody, "hint: "}},
 		{"nobody to watch", []string{"watch", "--servers", nobody}, []string{nobody, "hint: "}},
+		{"nobody to join", []string{"server", "--join", nobody, "--join-timeout", "100ms"}, []string{nobody, "hint: check the addresses of --join"}},
 		{"empty environment", []string{"status"}, []string{"no server runs", "hint: "}},
 		{"empty environment for the shell", []string{"env"}, []string{"no server runs", "hint: "}},
 	} {

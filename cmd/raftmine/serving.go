@@ -273,6 +273,8 @@ func hintForStart(err error) error {
 		return hinted(err, "stop the other server, or choose another folder with --data-dir DIR")
 	case errors.Is(err, raftnode.ErrForeignDataDir):
 		return hinted(err, "choose an empty folder with --data-dir DIR")
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return hinted(err, "check the addresses of --join, and that a server runs there")
 	case errors.Is(err, syscall.EADDRINUSE):
 		return hinted(err, "choose another port with --listen, or 127.0.0.1:0 for a free one")
 	case errors.Is(err, syscall.ENOSPC):
