@@ -57,6 +57,8 @@ type Identity struct {
 	ClusterID string // empty: none yet
 	ServerID  uint64 // 0: none yet
 	Address   string // where it listened last; empty: never
+	DataDir   string // where the directory was at the last start, absolute, and on which machine; empty: never started
+	MachineID string
 }
 
 // identityFile is the body of server.json.
@@ -65,6 +67,8 @@ type identityFile struct {
 	ClusterID string    `json:"cluster_id,omitempty"`
 	ServerID  uint64    `json:"server_id,omitempty"`
 	Address   string    `json:"address,omitempty"`
+	DataDir   string    `json:"data_dir,omitempty"`
+	MachineID string    `json:"machine_id,omitempty"`
 }
 
 // DataDir is a data directory that this process has locked. Its methods may be called concurrently.
@@ -185,6 +189,8 @@ func (d *DataDir) store(identity Identity) error {
 		ClusterID: identity.ClusterID,
 		ServerID:  identity.ServerID,
 		Address:   identity.Address,
+		DataDir:   identity.DataDir,
+		MachineID: identity.MachineID,
 	})
 	if err != nil {
 		return fmt.Errorf("store identity: %w", err)
@@ -344,6 +350,8 @@ func readIdentity(dir string) (Identity, error) {
 		ClusterID: file.ClusterID,
 		ServerID:  file.ServerID,
 		Address:   file.Address,
+		DataDir:   file.DataDir,
+		MachineID: file.MachineID,
 	}, nil
 }
 

@@ -45,16 +45,16 @@ func (n *Node) openStores(fresh bool, rejoin *fence) (err error) {
 }
 
 // checkLog refuses stores that are not all that this server ever wrote, before it votes on them. What is in the journal was
-// applied, so it was in the log, and synced there, before.
-func (n *Node) checkLog() error {
+// applied, so it was in the log, and synced there, before. It returns the server table at the log's end.
+func (n *Node) checkLog() ([]fsm.Server, error) {
 	dir := n.config.DataDir.Path()
 	rejoin, err := readFence(dir, rejoinFileName)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	record, err := readRecovery(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n.journal.mu.Lock()
 	end := n.journal.end()
@@ -63,25 +63,26 @@ func (n *Node) checkLog() error {
 	err = checkStores(path, n.stores, record.Copied.own(end), rejoin)
 	switch {
 	case errors.Is(err, ErrLogMissing), errors.Is(err, ErrLogBehind):
-		return fmt.Errorf("open raft log: %s: %w; %s", path, err, joinAnew)
+		return nil, fmt.Errorf("open raft log: %s: %w; %s", path, err, joinAnew)
 	case err != nil:
-		return fmt.Errorf("open raft log: %w", err)
+		return nil, fmt.Errorf("open raft log: %w", err)
 	}
 	return n.checkTable(path)
 }
 
 // checkTable replays the log to its end, for the others may never send an entry to a server under another's id. This server's
 // own row was committed before it had a log. What cannot be replayed Raft meets again, and says better.
-func (n *Node) checkTable(path string) (err error) {
+func (n *Node) checkTable(path string) (table []fsm.Server, err error) {
 	var h *history
 	func() {
 		defer recoverDamage(path, &err)
 		h, err = replayStores(n.stores.Log, n.stores.Stable, n.stores.Snapshots)
 	}()
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	return n.belongs(h.state.Servers())
+	table = h.state.Servers()
+	return table, n.belongs(table)
 }
 
 // checkStores compares stores with the end of what their server applied, and with the fence behind which it began anew.

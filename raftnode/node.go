@@ -33,6 +33,8 @@ type Node struct {
 	id        uint64
 	clusterID string
 	requestID fsm.ID
+	instance  Instance // of this start
+	opened    time.Time
 
 	stores    *Stores
 	journal   *journal
@@ -45,6 +47,7 @@ type Node struct {
 	commits   committer
 	entry     *registry.Published
 	peers     peerSet
+	speakers  speakers
 	watchers  watchers
 	door      *watchDoor // of a server that joins; nil: there is none
 	disk      watchdog
@@ -81,9 +84,11 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 		return nil, fmt.Errorf("open server: %w", err)
 	}
 	n := &Node{
-		config: config,
-		log:    config.Logger,
-		govern: make(chan struct{}, 1),
+		config:   config,
+		log:      config.Logger,
+		instance: newInstance(),
+		opened:   time.Now(),
+		govern:   make(chan struct{}, 1),
 
 		diskChanged: make(chan struct{}, 1),
 		regroup:     make(chan struct{}, 1),
@@ -145,8 +150,14 @@ func (n *Node) open(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := n.checkLog(); err != nil {
+	table, err := n.checkLog()
+	if err != nil {
 		return err
+	}
+	if !founding {
+		if err := n.introduce(ctx, identity.Address, table); err != nil {
+			return err
+		}
 	}
 	n.replica.belongs = n.belongs
 	if !n.config.withoutJournal {
@@ -172,6 +183,7 @@ func (n *Node) open(ctx context.Context) error {
 	if n.config.Listener != nil {
 		identity.Address = n.config.Listener.Addr().String()
 	}
+	identity.DataDir, identity.MachineID = n.config.DataDir.Path(), n.config.Host.MachineID
 	if identity != n.config.DataDir.Identity() {
 		if err := n.config.DataDir.SetIdentity(identity); err != nil {
 			return fmt.Errorf("store identity: %w", err)
@@ -209,10 +221,11 @@ func (n *Node) openTransport() {
 	if inner == nil {
 		inner = NewStreamLayer(n.config.Listener, n.config.Advertise)
 	}
-	n.stream = newGuardedStream(inner, n.clusterID, n.id)
+	n.stream = newGuardedStream(inner, n.clusterID, n.speaks())
 	n.stream.refused = n.book.dialFailed
-	n.stream.strange = func(from string) {
-		n.log.Debug("raft connection meant for another server closed", "from", from)
+	n.stream.admit = n.admitStream
+	n.stream.strange = func(from string, why error) {
+		n.log.Debug("raft connection closed", "from", from, "error", why)
 	}
 	n.stream.start()
 	n.transport = newRaftTransport(raft.NetworkTransportConfig{
@@ -379,6 +392,8 @@ func (n *Node) closeOwned() error {
 	}
 	return errors.Join(append(errs, n.config.DataDir.Close())...)
 }
+
+func (n *Node) speaks() speaks { return speaks{id: n.id, instance: n.instance} }
 
 // ID returns this server's id.
 func (n *Node) ID() uint64 { return n.id }

@@ -55,6 +55,9 @@ func Recover(config RecoverConfig, confirm func(RecoveryPlan) bool) error {
 	if identity.ServerID == 0 {
 		return fmt.Errorf("data directory %s has no server yet: there is nothing to recover", dir)
 	}
+	if err := refuseCopy(config.DataDir, config.Host, config.Environment); err != nil {
+		return err
+	}
 	if f, err := readFence(dir, fenceFileName); err != nil {
 		return err
 	} else if f != nil {

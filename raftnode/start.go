@@ -61,6 +61,10 @@ func Start(ctx context.Context, config StartConfig) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start server: %w", err)
 	}
+	err = refuseCopy(config.DataDir, config.Config.withDefaults().Host, config.Environment)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start server: %w", err), config.DataDir.Close())
+	}
 	node, err := start(ctx, config, release)
 	if err != nil {
 		return nil, errors.Join(err, config.DataDir.Close())
