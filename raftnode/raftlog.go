@@ -9,7 +9,8 @@ import (
 )
 
 // raftLogger passes what the Raft library logs to slog. The library warns of every dial that fails, so its warnings and
-// errors are for debugging, but for those that say that this server's disk does not do its work.
+// errors are for debugging, but for those that say that this server's disk does not do its work, and those that say why
+// leadership moves.
 type raftLogger struct {
 	hclog.Logger // does nothing: for what is not overridden
 	logger       *slog.Logger
@@ -38,6 +39,15 @@ var raftTroubles = map[string]bool{
 	"failed to make snapshot directly":   true,
 }
 
+// raftElections are those that say why there is an election.
+var raftElections = map[string]bool{
+	"heartbeat timeout reached, starting election":     true, // this follower has not heard of its leader
+	"failed to contact":                                true, // this leader has not heard of that follower
+	"failed to contact quorum of nodes, stepping down": true,
+	"peer has newer term, stopping replication":        true, // another calls one
+	"Election timeout reached, restarting election":    true, // nobody won in time
+}
+
 func newRaftLogger(logger *slog.Logger) hclog.Logger {
 	return raftLogger{Logger: hclog.NewNullLogger(), logger: logger}
 }
@@ -47,8 +57,11 @@ func (l raftLogger) Log(level hclog.Level, message string, args ...any) {
 		return
 	}
 	to := slog.LevelDebug
-	if raftTroubles[message] {
+	switch {
+	case raftTroubles[message]:
 		to = slog.LevelWarn
+	case raftElections[message]:
+		to = slog.LevelInfo
 	}
 	if !l.logger.Enabled(context.Background(), to) {
 		return
