@@ -109,6 +109,8 @@ type Config struct {
 	withoutJournal bool
 	// Now is the wall clock.
 	Now func() time.Time
+	// pairTicks, when not nil, are the ticks by which a leader of two knows that it stood still (pair.go).
+	pairTicks <-chan time.Time
 }
 
 func (c Config) withDefaults() Config {

@@ -3,6 +3,7 @@ package raftnode
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,10 +19,50 @@ import (
 // Three things say that the follower failed: its process died (watch.go), it announced a stop, or a Raft heartbeat
 // found no answer for pairPatience. Without a deadline of its own a Raft heartbeat to a paused process would hang for
 // longer than a lease.
+//
+// On a busy machine it may be this process that stood still, and the follower's answer waits to be read. So the time in
+// which the leader's own ticks were late is not the follower's silence: it gets another chance, and if it stays silent until
+// the lease ends, Raft ends the term and no voter is lost. A follower that alone gets no CPU looks as a paused one does.
 
 // pairPatience is the part of a lease for which the only follower may be silent. With a deadline of lease/2 for a Raft
 // heartbeat, and one sent at least each heartbeat/5, a silent one is known by then.
 func pairPatience(lease time.Duration) time.Duration { return lease * 6 / 10 }
+
+// pairTicks is how many ticks of its own a leader counts in a lease. Tuning.
+const pairTicks = 12
+
+// ownPauses are the times in which this process stood still, as its ticks tell.
+type ownPauses struct {
+	period time.Duration // of the ticks
+	keep   time.Duration
+	last   time.Time // tick
+	gaps   [][2]time.Time
+}
+
+// tick says that a tick came.
+func (p *ownPauses) tick(now time.Time) {
+	if now.Sub(p.last) > 2*p.period {
+		p.gaps = append(p.gaps, [2]time.Time{p.last.Add(p.period), now})
+	}
+	p.last = now
+	p.gaps = slices.DeleteFunc(p.gaps, func(gap [2]time.Time) bool { return now.Sub(gap[1]) > p.keep })
+}
+
+// since returns how much of the time from since until now this process stood still.
+func (p *ownPauses) since(since, now time.Time) (sum time.Duration) {
+	gaps := p.gaps
+	if now.Sub(p.last) > 2*p.period { // this tick is late
+		gaps = append(slices.Clip(gaps), [2]time.Time{p.last.Add(p.period), now})
+	}
+	for _, gap := range gaps {
+		from := gap[0]
+		if from.Before(since) {
+			from = since
+		}
+		sum += max(0, gap[1].Sub(from))
+	}
+	return sum
+}
 
 // raftTransport is the library's, with a deadline for the Raft heartbeats of a leader with one follower.
 type raftTransport struct {
@@ -116,26 +157,44 @@ func (n *Node) watchPair(ctx context.Context) {
 	})
 	n.raft.RegisterObserver(observer)
 	defer n.raft.DeregisterObserver(observer)
+	lease := n.config.RaftLease
+	pauses := ownPauses{period: lease / pairTicks, keep: lease, last: time.Now()}
+	ticks := n.config.pairTicks
+	if ticks == nil {
+		ticker := time.NewTicker(pauses.period)
+		defer ticker.Stop()
+		ticks = ticker.C
+	}
 	due := time.NewTimer(time.Hour)
 	due.Stop()
 	defer due.Stop()
 	var silent uint64
 	var contact time.Time
+	// wait waits for what is left of the follower's time.
+	wait := func(now time.Time) {
+		due.Reset(contact.Add(pairPatience(lease) + pauses.since(contact, now)).Sub(now))
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-ticks:
+			pauses.tick(time.Now())
 		case o := <-seen:
 			switch data := o.Data.(type) {
 			case raft.FailedHeartbeatObservation:
 				silent, contact = serverID(data.PeerID), data.LastContact
-				due.Reset(time.Until(contact.Add(pairPatience(n.config.RaftLease))))
+				wait(time.Now())
 			case raft.ResumedHeartbeatObservation:
 				due.Stop()
 			}
 		case <-due.C:
-			// After more than a lease it was this process that stood still, and Raft deals with that.
-			if time.Since(contact) < n.config.RaftLease {
+			now := time.Now()
+			switch quiet := now.Sub(contact); {
+			case quiet >= lease: // Raft deals with that
+			case quiet-pauses.since(contact, now) < pairPatience(lease):
+				wait(now)
+			default:
 				n.goOnWithout(ctx, silent, "it answered no raft heartbeat")
 			}
 		}

@@ -116,6 +116,64 @@ func TestLeaderOfTwoGoesOnWhenItsFollowerIsPaused(t *testing.T) {
 	}
 }
 
+// TestLeaderOfTwoThatStoodStillBlamesNoFollower: on a busy machine the leader itself gets no CPU for a while, and finds all
+// answers late. Its own ticks tell it so.
+func TestLeaderOfTwoThatStoodStillBlamesNoFollower(t *testing.T) {
+	for try := range 8 {
+		synctest.Test(t, func(t *testing.T) {
+			ticks := make(chan time.Time)
+			c := newTestCluster(t, 2, func(config *Config) { config.pairTicks = ticks })
+			c.settled()
+			tick := func(length time.Duration) {
+				for end := time.Now().Add(length); time.Now().Before(end); time.Sleep(DefaultRaftLease / pairTicks) {
+					select {
+					case ticks <- time.Now(): // to either server
+					case <-t.Context().Done():
+					}
+					select {
+					case ticks <- time.Now():
+					case <-t.Context().Done():
+					}
+				}
+			}
+			leader := c.servers[0].node
+			term := leader.raft.CurrentTerm()
+			tick(time.Second + time.Duration(try)*7*time.Millisecond)
+			c.net.setPaused(c.servers[1].node.Address(), true) // nothing reaches the leader, and it does not tick
+			time.Sleep(DefaultRaftLease * 9 / 10)              // the answer to a Raft heartbeat on its way still comes
+			c.net.setPaused(c.servers[1].node.Address(), false)
+			tick(time.Second)
+			if c.voters() != "[1 2]" {
+				t.Errorf("voters %s: a healthy follower was removed", c.voters())
+			}
+			if now := leader.raft.CurrentTerm(); now != term || !c.leads(1) {
+				t.Errorf("term %d after term %d: leadership was lost", now, term)
+			}
+		})
+	}
+}
+
+func TestOwnPausesAreCountedOnce(t *testing.T) {
+	const period = 20 * time.Millisecond
+	began := time.Now()
+	at := func(ms int) time.Time { return began.Add(time.Duration(ms) * time.Millisecond) }
+	p := ownPauses{period: period, keep: time.Second, last: began}
+	for _, ms := range []int{20, 40, 160, 180, 215, 400} { // late: from 60 to 160 and from 235 to 400
+		p.tick(at(ms))
+	}
+	for _, row := range []struct{ since, now, want int }{
+		{0, 400, 265}, {100, 400, 225}, {160, 400, 165}, {300, 410, 100}, {400, 430, 0}, {400, 500, 80}, {450, 500, 50}, {0, 500, 345},
+	} {
+		if got := p.since(at(row.since), at(row.now)); got != time.Duration(row.want)*time.Millisecond {
+			t.Errorf("from %d to %d ms: %v, want %d ms", row.since, row.now, got, row.want)
+		}
+	}
+	p.tick(at(1500))
+	if got := p.since(began, at(1500)); got != 1080*time.Millisecond {
+		t.Errorf("%v after an old pause was forgotten, want 1.08s", got)
+	}
+}
+
 func TestSilentServersLeaveTheVotersOneAfterTheOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const grace = 3 * DefaultHeartbeat
