@@ -49,7 +49,8 @@ type processStarted struct {
 }
 
 // startChild starts this binary again with args and waits until it is ready, ends, or ctx ends. The child leaves
-// the terminal's process group, so that Ctrl-C reaches the parent alone, which stops its children in order.
+// the terminal's session, so that Ctrl-C reaches the parent alone, which stops its children in order, and so that Linux
+// gives each process a share of the CPU of its own (raisePriority).
 func startChild(ctx context.Context, role, log string, args ...string) (*child, error) {
 	executable, err := os.Executable()
 	if err != nil {
@@ -68,7 +69,7 @@ func startChild(ctx context.Context, role, log string, args ...string) (*child, 
 	c.cmd = exec.Command(executable, append(args, "--output", "json", "--"+stopOnStdinEnd)...)
 	c.cmd.Env = childEnvironment()
 	c.cmd.Stderr = logFile
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}

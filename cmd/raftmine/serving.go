@@ -57,6 +57,7 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(serverGCPercent)
 	}
+	raisePriority()
 	source, err := o.openSource(env)
 	if err != nil {
 		return err
