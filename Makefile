@@ -4,7 +4,8 @@ TOOLS := $(GO) tool -modfile=.ci/tools/go.mod
 
 .DEFAULT_GOAL := help
 SOAK  ?= 10m
-.PHONY: help build run test race e2e soak bench fuzz generate check
+LOAD  ?= 10m
+.PHONY: help build run test race e2e soak load bench fuzz generate check
 
 help: ## say what each target does
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -26,6 +27,9 @@ e2e: ## the end-to-end tests with more rounds, and a drill of 100 faults
 
 soak: ## random faults against simulated clusters, for SOAK=10m; says how many, and prints a schedule that breaks a promise
 	$(GO) test -count=1 -timeout 0 -run '^TestSimulation$$' ./cmd/raftmine -sim.for $(SOAK)
+
+load: ## no election for LOAD=10m while miners take all CPU and 16 writers fill the log; LOADFLAGS='-load.busy 8 -load.disk 2' adds to it
+	$(GO) test -count=1 -timeout 0 -run '^TestNoElectionUnderLoad$$' ./cmd/raftmine -load.for $(LOAD) $(LOADFLAGS)
 
 bench: ## speed: kernels, search loop, group commit, coordinator, a cluster with 1,000 and 5,000 miners
 	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /cmd/)

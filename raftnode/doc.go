@@ -113,6 +113,11 @@
 // A leader needs an answer of a majority within its lease. With the default timeouts messages between servers may take 50 ms each
 // way, measured, and with 150 ms nobody leads for long: far servers need longer Raft timeouts, all of them.
 //
+// Whoever gets no CPU for a lease, 250 ms, loses its term or calls an election; on a busy machine that is what all elections
+// without a fault came from: the leader's threads were ready, and not run. This package does nothing about it but that a leader of
+// two which stood still does not blame its follower (pair.go); the command asks for a place in front. A follower of two that
+// alone stands still is taken for dead, and is a voter again when it answers.
+//
 // A log that was put back to an older state, and lacks nothing that the journal has, is not found out: it may lack entries and
 // votes of the last moments before the server was ended, or any of them when the journal was put back, or taken away, as well.
 //

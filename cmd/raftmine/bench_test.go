@@ -25,14 +25,20 @@ func startBenchCluster(b *testing.B, zeros int, flags ...string) *cluster {
 }
 
 // startBenchServers does so with any number of servers.
-func startBenchServers(b *testing.B, servers, zeros int, flags ...string) *cluster {
+func startBenchServers(b testing.TB, servers, zeros int, flags ...string) *cluster {
+	b.Helper()
+	return startLoggingServers(b, "warn", servers, zeros, flags...)
+}
+
+// startLoggingServers does so with any log level.
+func startLoggingServers(b testing.TB, level string, servers, zeros int, flags ...string) *cluster {
 	b.Helper()
 	dir, err := os.MkdirTemp("", "raftmine-bench-")
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Setenv(asRaftmine, "1") // for the children
-	c, err := newCluster(dir, &printer{w: new(strings.Builder)}, "warn")
+	c, err := newCluster(dir, &printer{w: new(strings.Builder)}, level)
 	if err != nil {
 		b.Fatal(err)
 	}

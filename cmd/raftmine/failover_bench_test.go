@@ -109,8 +109,9 @@ func (f *failover) restart(b *testing.B) {
 	f.settle(b)
 }
 
-// load runs simulated miners that answer all the time, until the benchmark ends, and counts their answers.
-func (f *failover) load(b *testing.B, miners int) *atomic.Int64 {
+// startWriters runs simulated miners that answer all the time, until the test ends, and counts their answers. One whose leader
+// goes finds the next.
+func startWriters(b testing.TB, c *cluster, miners int) *atomic.Int64 {
 	b.Helper()
 	var answers atomic.Int64
 	ctx, cancel := context.WithCancel(context.Background())
@@ -119,7 +120,7 @@ func (f *failover) load(b *testing.B, miners int) *atomic.Int64 {
 	for n := range miners {
 		work.Go(func() {
 			for ctx.Err() == nil {
-				m, err := newSimulated(ctx, f.env, "load-"+strconv.Itoa(n))
+				m, err := newSimulated(ctx, c.env, "load-"+strconv.Itoa(n))
 				if err != nil {
 					continue
 				}
@@ -147,7 +148,7 @@ func (f *failover) load(b *testing.B, miners int) *atomic.Int64 {
 // benchmarkFailover ends the leader again and again. Each b.N is one end: run it with -benchtime 50x.
 func benchmarkFailover(b *testing.B, signal syscall.Signal, servers, miners int) {
 	f := startFailover(b, servers)
-	answers := f.load(b, miners)
+	answers := startWriters(b, f.cluster, miners)
 	began := time.Now()
 	var took []float64
 	for range b.N {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -167,47 +168,55 @@ type farms struct {
 
 func startFarms(b *testing.B, c *cluster, processes, each int, answering bool) *farms {
 	b.Helper()
+	f := &farms{miners: int64(processes * each), latest: make([]farmCounts, processes)}
+	for i := range processes {
+		startHelper(b, asFarm, func(line []byte) {
+			var counts farmCounts
+			if json.Unmarshal(line, &counts) == nil {
+				f.mu.Lock()
+				f.latest[i] = counts
+				f.mu.Unlock()
+			}
+		}, c.env.Dir(), strconv.Itoa(i*each), strconv.Itoa(each), strconv.FormatBool(answering))
+	}
+	return f
+}
+
+// startHelper runs this test binary as something that loads a cluster, until the test ends: then its standard input does.
+func startHelper(b testing.TB, as string, read func(line []byte), args ...string) {
+	b.Helper()
 	executable, err := os.Executable()
 	if err != nil {
 		b.Fatal(err)
 	}
-	f := &farms{miners: int64(processes * each), latest: make([]farmCounts, processes)}
-	for i := range processes {
-		cmd := exec.Command(executable, c.env.Dir(), strconv.Itoa(i*each), strconv.Itoa(each), strconv.FormatBool(answering))
-		cmd.Env = append(os.Environ(), asFarm+"=1")
-		cmd.Stderr = os.Stderr
-		stdin, err := cmd.StdinPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			b.Fatal(err)
-		}
-		var read sync.WaitGroup
-		read.Go(func() {
-			lines := bufio.NewScanner(stdout)
-			for lines.Scan() {
-				var counts farmCounts
-				if json.Unmarshal(lines.Bytes(), &counts) == nil {
-					f.mu.Lock()
-					f.latest[i] = counts
-					f.mu.Unlock()
-				}
-			}
-		})
-		b.Cleanup(func() {
-			stdin.Close()
-			kill := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
-			defer kill.Stop()
-			read.Wait()
-			_ = cmd.Wait()
-		})
+	cmd := exec.Command(executable, args...)
+	cmd.Env = append(os.Environ(), as+"=1")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // as the processes of a run
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
 	}
-	return f
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			read(lines.Bytes())
+		}
+	})
+	b.Cleanup(func() {
+		stdin.Close()
+		kill := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+		defer kill.Stop()
+		reading.Wait()
+		_ = cmd.Wait()
+	})
 }
 
 func (f *farms) counts() farmCounts {

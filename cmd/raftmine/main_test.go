@@ -31,6 +31,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if os.Getenv(asBurden) != "" {
+		if err := runBurden(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, "burden:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getenv(asRaftmine) != "" {
 		useFailpoints(os.Getenv(failpointVariable))
 		useSmallLogs(os.Getenv(smallLogsVariable))
