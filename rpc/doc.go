@@ -11,7 +11,7 @@
 // RESOURCE_EXHAUSTED for one above MaxMessageSize, INTERNAL for bytes that are no protobuf (gRPC answers those itself).
 //
 // What a connected miner costs the leader is a goal: at most 60 KiB with its health watch, of which BenchmarkMinerMemory
-// finds 47 here. Read and write buffers are small, a mining stream has one goroutine beside gRPC's own, and what needs a
+// finds 55 here. Read and write buffers are small, a mining stream has one goroutine beside gRPC's own, and what needs a
 // deep stack runs aside (see aside), so that waiting goroutines keep small ones.
 //
 // The clients: PeerClient for other servers, MinerDialer for miners, ClusterClient for people and scripts.

@@ -46,7 +46,11 @@ func (m *miningService) mine(stream mineStream) error {
 	if term == nil {
 		return m.notLeading()
 	}
-	session, err := term.leader.Open()
+	var session Session
+	err := m.server.aside("Mine").run(func() (err error) {
+		session, err = term.leader.Open()
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("open mining session: %w", err)
 	}

@@ -1,6 +1,12 @@
 package rpc
 
-import "google.golang.org/grpc"
+import (
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+
+	pb "raftmine/rpc/raftminepb"
+)
 
 // aside runs the deep work of one waiting goroutine on goroutines that end with it, one at a time. A stack that grew to
 // 8 KiB while something was decoded or proposed stays so while its goroutine waits for hours inside a stream: Go shrinks a
@@ -39,4 +45,19 @@ func (s *shallowStream) SendMsg(message any) error {
 // RecvMsg implements grpc.ServerStream.
 func (s *shallowStream) RecvMsg(message any) error {
 	return s.aside.run(func() error { return s.ServerStream.RecvMsg(message) })
+}
+
+// shallowCodec keeps the stack of the goroutine small that receives a miner's messages: gRPC decodes them inside Recv.
+type shallowCodec struct {
+	encoding.CodecV2
+	server *Server
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (c shallowCodec) Unmarshal(data mem.BufferSlice, message any) error {
+	decode := func() error { return c.CodecV2.Unmarshal(data, message) }
+	if _, ofMiner := message.(*pb.MineRequest); !ofMiner {
+		return decode()
+	}
+	return c.server.aside("Mine").run(decode)
 }
