@@ -5,13 +5,10 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"raftmine/fsm/pow"
 	"raftmine/miner"
-	"raftmine/miner/sha256d"
 	"raftmine/rpc"
 )
 
@@ -60,83 +57,6 @@ func startLoggingServers(b testing.TB, level string, servers, zeros int, flags .
 		b.Fatal(err)
 	}
 	return c
-}
-
-// BenchmarkMinerInCluster compares one search thread in a running cluster with the same kernel alone: turn by turn, on a
-// job that is never solved. The cluster's rate counts what is finished in the log.
-func BenchmarkMinerInCluster(b *testing.B) {
-	const turn = 8 * time.Second // below the lease, because the miner is paused while the kernel runs alone
-	for range b.N {
-		c := startBenchCluster(b, 16)
-		if err := c.startMiners(b.Context(), 1, 1); err != nil {
-			b.Fatal(err)
-		}
-		process := c.children["miner-1"].cmd.Process
-		var alone, inside, ratios []float64
-		for range 5 {
-			within := finishedRate(b, c, turn)
-			if err := process.Signal(syscall.SIGSTOP); err != nil {
-				b.Fatal(err)
-			}
-			single := kernelRate(turn)
-			if err := process.Signal(syscall.SIGCONT); err != nil {
-				b.Fatal(err)
-			}
-			alone, inside, ratios = append(alone, single), append(inside, within), append(ratios, 100*within/single)
-		}
-		b.ReportMetric(median(alone), "kernel-H/s")
-		b.ReportMetric(median(inside), "cluster-H/s")
-		b.ReportMetric(median(ratios), "%-of-kernel")
-	}
-}
-
-// finishedRate is how many nonces a second the log says are finished, measured from one answer to another that comes at
-// least length later.
-func finishedRate(b *testing.B, c *cluster, length time.Duration) float64 {
-	b.Helper()
-	leader := c.children["server-1"].started.Address
-	finished := func() (chunks uint64) {
-		s, err := c.client.Status(b.Context(), leader)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for _, m := range s.Miners {
-			chunks += m.ChunksFinished
-		}
-		return chunks
-	}
-	nextAnswer := func() (uint64, time.Time) {
-		before := finished()
-		for {
-			if chunks := finished(); chunks != before {
-				return chunks, time.Now()
-			}
-			time.Sleep(40 * time.Millisecond) // the error of the measurement, small beside length
-		}
-	}
-	from, began := nextAnswer()
-	for {
-		to, ended := nextAnswer()
-		if ended.Sub(began) >= length {
-			return float64(to-from) * 100_000 / ended.Sub(began).Seconds()
-		}
-	}
-}
-
-// kernelRate is the rate of the best kernel alone, in this process.
-func kernelRate(length time.Duration) float64 {
-	searcher := sha256d.Best().New()
-	job := sha256d.NewJob(pow.Work{Previous: pow.Sum([]byte("bench")), Timestamp: uint64(time.Now().UnixMilli())})
-	hits := make([]uint64, 64)
-	nonces := pow.Range{First: 100_000_000, Last: 2_000_000_000}
-	var done uint64
-	began := time.Now()
-	for time.Since(began) < length {
-		_, tried := searcher.Search(job, nonces, 0, hits)
-		done += tried
-		nonces.First += tried
-	}
-	return float64(done) / time.Since(began).Seconds()
 }
 
 // BenchmarkSolutionToNextJob measures the time from the acknowledgement of a committed solution until the next job's work
@@ -206,7 +126,8 @@ func BenchmarkThousandMiners(b *testing.B) {
 func BenchmarkMinerMemory(b *testing.B) {
 	const farms, each = 4, 1250
 	for range b.N {
-		c := startBenchCluster(b, 16, fewHashes()...)
+		// With so many processes at work on a small machine a leader may be late. This is not about time.
+		c := startBenchCluster(b, 16, append(fewHashes(), "--raft-timeout", "2s")...)
 		leader := c.children["server-1"].pid()
 		before := residentBytes(b, leader)
 		f := startFarms(b, c, farms, each, false)

@@ -23,20 +23,18 @@ import (
 // under test. Children inherit it.
 const asRaftmine = "TEST_BINARY_IS_RAFTMINE"
 
+// roles are what else this test binary can be made to run as, by the variable that says so.
+var roles = map[string]func(args []string) error{asFarm: runFarm, asBurden: runBurden, asSearcher: runSearcher}
+
 func TestMain(m *testing.M) {
-	if os.Getenv(asFarm) != "" {
-		if err := runFarm(os.Args[1:]); err != nil {
-			fmt.Fprintln(os.Stderr, "farm:", err)
-			os.Exit(1)
+	for as, run := range roles {
+		if os.Getenv(as) != "" {
+			if err := run(os.Args[1:]); err != nil {
+				fmt.Fprintln(os.Stderr, as+":", err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
-	}
-	if os.Getenv(asBurden) != "" {
-		if err := runBurden(os.Args[1:]); err != nil {
-			fmt.Fprintln(os.Stderr, "burden:", err)
-			os.Exit(1)
-		}
-		return
 	}
 	if os.Getenv(asRaftmine) != "" {
 		useFailpoints(os.Getenv(failpointVariable))
