@@ -49,7 +49,7 @@ func (s *step) grantWork(c GrantWork) Outcome {
 			return refused("request %d of miner %s comes after request %d", c.RequestID, c.Miner, row.LastRequestID)
 		case c.RequestID == row.LastRequestID:
 			if grant := s.work.grant(row.LastGrantID); grant != nil {
-				return Outcome{Code: Duplicate, Grant: *grant}
+				return Outcome{Code: Duplicate, Grant: grant.Grant}
 			}
 			return refused("request %d of miner %s was answered with grant %d, which is gone",
 				c.RequestID, c.Miner, row.LastGrantID)
@@ -60,7 +60,7 @@ func (s *step) grantWork(c GrantWork) Outcome {
 		return because(NoWork, "nothing of job %d is pending", c.JobID)
 	}
 	s.lastGrantID++
-	grant := &Grant{
+	grant := Grant{
 		ID:       s.lastGrantID,
 		JobID:    c.JobID,
 		Miner:    c.Miner,
@@ -73,11 +73,11 @@ func (s *step) grantWork(c GrantWork) Outcome {
 		row = s.minerRow(c.Miner)
 	}
 	row.LastRequestID, row.LastGrantID = c.RequestID, grant.ID
-	return Outcome{Code: Done, Grant: *grant}
+	return Outcome{Code: Done, Grant: grant}
 }
 
 // grantIs finds the grant that an answer is for. A nil grant with true means that it was issued and is gone.
-func (s *step) grantIs(id uint64, miner string) (*Grant, Outcome, bool) {
+func (s *step) grantIs(id uint64, miner string) (*holding, Outcome, bool) {
 	if id == 0 || id > s.lastGrantID {
 		return nil, wrong("there was no grant %d yet", id), false
 	}
@@ -176,11 +176,11 @@ func (s *step) release(c Release) Outcome {
 	}
 	open := s.job != nil && s.job.Phase == PhaseOpen
 	changed := false
-	held := s.work.byMiner[c.Miner]
+	held := s.work.heldBy(c.Miner)
 	if open {
 		for _, grant := range slices.Clone(held) {
 			if len(c.GrantIDs) == 0 || c.Forget || slices.Contains(c.GrantIDs, grant.ID) {
-				s.work.release(grant)
+				s.work.release(grant.holding)
 				changed = true
 			}
 		}
@@ -193,6 +193,7 @@ func (s *step) release(c Release) Outcome {
 		addTo32(&s.forgotten.Strikes, row.Strikes)
 		s.miners = slices.Delete(s.miners, at, at+1)
 		delete(s.byName, row.Name)
+		s.work.forget(row.Name)
 		changed = true
 	}
 	switch {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"testing"
 
 	"raftmine/fsm/pow"
@@ -33,7 +34,7 @@ func BenchmarkApply(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
 		commands := make([]Command, 0, 256)
-		held := append([]*Grant(nil), grants[:128]...)
+		held := slices.Clone(grants[:128])
 		for _, g := range held {
 			request++
 			commands = append(commands,

@@ -152,7 +152,7 @@ func (s *State) checkPartition() error {
 	var before uint64
 	for _, g := range w.byFirst {
 		r, ok := w.runOf(g.Nonces)
-		if !ok || r.end > w.cursor || r.first < before {
+		if !ok || r.end > w.cursor || r.first < before || g.key != g.Nonces.First {
 			return fmt.Errorf("grant %d of %s meets another, or what was never granted", g.ID, g.Nonces)
 		}
 		before = r.end
@@ -175,7 +175,7 @@ func (s *State) checkGrants() error {
 	w := &s.work
 	var last uint64
 	for _, g := range w.grants {
-		if g.ID <= last || g.ID > s.lastGrantID || g.JobID != s.job.ID {
+		if g.key != g.ID || g.ID <= last || g.ID > s.lastGrantID || g.JobID != s.job.ID {
 			return fmt.Errorf("grant %d of job %d follows grant %d, the last one is %d", g.ID, g.JobID, last, s.lastGrantID)
 		}
 		last = g.ID
@@ -190,10 +190,10 @@ func (s *State) checkGrants() error {
 		}
 	}
 	held := 0
-	for name, grants := range w.byMiner {
-		held += len(grants)
-		for i, g := range grants {
-			if g.Miner != name || w.grant(g.ID) != g || i > 0 && g.ID <= grants[i-1].ID {
+	for name, h := range w.byMiner {
+		held += len(h.grants)
+		for i, g := range h.grants {
+			if g.Miner != name || g.holder != h || w.grant(g.ID) != g.holding || g.key != g.ID || i > 0 && g.ID <= h.grants[i-1].ID {
 				return fmt.Errorf("miner %s is listed with grant %d", name, g.ID)
 			}
 		}

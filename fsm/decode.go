@@ -164,23 +164,30 @@ func validVersion(text []byte) bool { return len(text) <= MaxVersion && utf8.Val
 func validMiner(text []byte) bool { return CheckMinerName(string(text)) == nil }
 
 // names keeps strings that were checked, each once.
-type names map[string]string
+type names struct {
+	kept map[string]string
+	last string // nearly always the next one, too
+}
 
 // get returns text as a string, the same one each time. Text that is not valid is odd.
 func (k *names) get(text []byte, in *fields, valid func([]byte) bool) string {
-	if known, found := (*k)[string(text)]; found {
+	if k.last != "" && string(text) == k.last {
+		return k.last
+	}
+	if known, found := k.kept[string(text)]; found {
+		k.last = known
 		return known
 	}
 	if !valid(text) {
 		in.odd = true
 		return ""
 	}
-	if *k == nil || len(*k) >= maxNames {
-		*k = make(names)
+	if k.kept == nil || len(k.kept) >= maxNames {
+		k.kept = make(map[string]string)
 	}
-	kept := string(text)
-	(*k)[kept] = kept
-	return kept
+	k.last = string(text)
+	k.kept[k.last] = k.last
+	return k.last
 }
 
 // fields walks the fields of a message. Once it met something that is not plain, odd is true and the walk ends.
@@ -197,12 +204,12 @@ func (f *fields) next() bool {
 	if f.odd || len(f.rest) == 0 {
 		return false
 	}
-	number, kind, n := protowire.ConsumeTag(f.rest)
-	if n < 0 || number > 63 {
+	tag := f.rest[0] // one byte: fields 1 to 15, as all here are
+	if tag >= 0x80 || tag < 1<<3 {
 		f.odd = true
 		return false
 	}
-	f.number, f.kind, f.rest = number, kind, f.rest[n:]
+	f.number, f.kind, f.rest = protowire.Number(tag>>3), protowire.Type(tag&7), f.rest[1:]
 	return true
 }
 
@@ -240,11 +247,12 @@ func (f *fields) repeated() []byte {
 		f.odd = true
 		return nil
 	}
-	value, n := protowire.ConsumeBytes(f.rest)
-	if n < 0 {
+	length, n := protowire.ConsumeVarint(f.rest)
+	if n < 0 || length > uint64(len(f.rest)-n) {
 		f.odd = true
 		return nil
 	}
-	f.rest = f.rest[n:]
+	value := f.rest[n:][:length]
+	f.rest = f.rest[n:][length:]
 	return value
 }

@@ -64,7 +64,7 @@ func (s *State) Snapshot() *Snapshot {
 func (s *State) share() *Snapshot {
 	grants := make([]Grant, len(s.work.grants))
 	for i, g := range s.work.grants {
-		grants[i] = *g
+		grants[i] = g.Grant
 	}
 	return &Snapshot{
 		clusterID:   s.clusterID,

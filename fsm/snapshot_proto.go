@@ -265,7 +265,7 @@ func (l *loader) loadGrant(m *fsmpb.GrantRow) error {
 	if n := len(s.work.grants); n > 0 && m.GetId() <= s.work.grants[n-1].ID {
 		return fmt.Errorf("id %d follows %d", m.GetId(), s.work.grants[n-1].ID)
 	}
-	grant := &Grant{ID: m.GetId(), JobID: s.job.ID, Miner: m.GetMiner(), Nonces: nonces, Index: m.GetIndex()}
+	grant := Grant{ID: m.GetId(), JobID: s.job.ID, Miner: m.GetMiner(), Nonces: nonces, Index: m.GetIndex()}
 	if err := loadBytes("instance", grant.Instance[:], m.GetInstance()); err != nil {
 		return err
 	}

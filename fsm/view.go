@@ -64,7 +64,7 @@ func (s *State) Counts() Counts { return s.work.counts() }
 // Grant returns a grant of the current job.
 func (s *State) Grant(id uint64) (Grant, bool) {
 	if g := s.work.grant(id); g != nil {
-		return *g, true
+		return g.Grant, true
 	}
 	return Grant{}, false
 }
@@ -73,7 +73,7 @@ func (s *State) Grant(id uint64) (Grant, bool) {
 func (s *State) Grants() iter.Seq[Grant] {
 	return func(yield func(Grant) bool) {
 		for _, g := range s.work.grants {
-			if !yield(*g) {
+			if !yield(g.Grant) {
 				return
 			}
 		}

@@ -1,7 +1,6 @@
 package fsm
 
 import (
-	"cmp"
 	"slices"
 
 	"raftmine/fsm/pow"
@@ -27,18 +26,29 @@ type work struct {
 	cursor   uint64
 	returned []run
 
-	grants                        []*Grant            // by id
-	byFirst                       []*Grant            // the same, by first nonce
-	byMiner                       map[string][]*Grant // the same, by id
+	grants                        ordered            // by id
+	byFirst                       ordered            // the same, by first nonce
+	byMiner                       map[string]*holder // the same; a miner that holds nothing may stay, until it is forgotten
 	returnedChunks, grantedChunks uint64
+
+	spare []*holding // that were dropped, to be used again
 }
+
+// holding is a grant with its holder, so that dropping it asks no map.
+type holding struct {
+	Grant
+	holder *holder
+}
+
+// holder is the grants of one miner, by id.
+type holder struct{ grants ordered }
 
 func newWork(nonces pow.Range, chunkSize uint64) work {
 	return work{
 		nonces:    nonces,
 		chunkSize: chunkSize,
 		total:     (nonces.Len()-1)/chunkSize + 1,
-		byMiner:   make(map[string][]*Grant),
+		byMiner:   make(map[string]*holder),
 	}
 }
 
@@ -142,10 +152,11 @@ func (w *work) finished(r run) bool {
 		return false
 	}
 	nonces := w.rangeOf(r)
-	at, _ := slices.BinarySearchFunc(w.byFirst, nonces.First, func(g *Grant, first uint64) int {
-		return cmp.Compare(g.Nonces.Last, first)
-	})
-	return at == len(w.byFirst) || w.byFirst[at].Nonces.First > nonces.Last
+	at := w.byFirst.from(nonces.Last) // the grant before begins below; those from here on at nonces.Last or above
+	if at < len(w.byFirst) && w.byFirst[at].key == nonces.Last {
+		return false
+	}
+	return at == 0 || w.byFirst[at-1].Nonces.Last < nonces.First
 }
 
 // firstReturnedAfter returns the position of the first returned run that ends after chunk.
@@ -160,27 +171,42 @@ func (w *work) firstReturnedAfter(chunk uint64) int {
 }
 
 // grant returns the grant with that id, nil when it is not held.
-func (w *work) grant(id uint64) *Grant {
-	at, found := slices.BinarySearchFunc(w.grants, id, byID)
-	if !found {
-		return nil
+func (w *work) grant(id uint64) *holding { return w.grants.get(id) }
+
+// heldBy returns the grants of a miner, by id. They are valid until the next change.
+func (w *work) heldBy(miner string) ordered {
+	if h := w.byMiner[miner]; h != nil {
+		return h.grants
 	}
-	return w.grants[at]
+	return nil
 }
 
 // hold adds a grant of chunks that were taken. Its id is above all others.
-func (w *work) hold(g *Grant, r run) {
-	w.grants = append(w.grants, g)
-	at, _ := slices.BinarySearchFunc(w.byFirst, g.Nonces.First, byFirst)
-	w.byFirst = slices.Insert(w.byFirst, at, g)
-	w.byMiner[g.Miner] = append(w.byMiner[g.Miner], g)
+func (w *work) hold(grant Grant, r run) {
+	var g *holding
+	if n := len(w.spare); n > 0 {
+		g, w.spare = w.spare[n-1], w.spare[:n-1]
+	} else {
+		g = new(holding)
+	}
+	h := w.byMiner[grant.Miner]
+	if h == nil {
+		h = new(holder)
+		w.byMiner[grant.Miner] = h
+	}
+	*g = holding{grant, h}
+	w.grants.put(g.ID, g)
+	w.byFirst.put(g.Nonces.First, g)
+	h.grants.put(g.ID, g)
 	w.grantedChunks += r.len()
 }
 
 // finish ends the first chunks of a grant, down to r.end, and drops the grant when nothing is left.
-func (w *work) finish(g *Grant, r run) {
+func (w *work) finish(g *holding, r run) {
 	if nonces := w.rangeOf(r); nonces.Last != g.Nonces.Last {
+		at := w.byFirst.from(g.Nonces.First)
 		g.Nonces.First = nonces.Last + 1
+		w.byFirst[at].key = g.Nonces.First // still before the next one
 	} else {
 		w.drop(g)
 	}
@@ -188,42 +214,77 @@ func (w *work) finish(g *Grant, r run) {
 }
 
 // release returns what is left of a grant.
-func (w *work) release(g *Grant) {
+func (w *work) release(g *holding) {
 	r, _ := w.runOf(g.Nonces)
 	w.drop(g)
 	w.grantedChunks -= r.len()
 	w.putBack(r)
 }
 
-// drop takes a grant off the three lists.
-func (w *work) drop(g *Grant) {
-	if at, found := slices.BinarySearchFunc(w.grants, g.ID, byID); found {
-		w.grants = without(w.grants, at)
-	}
-	if at, found := slices.BinarySearchFunc(w.byFirst, g.Nonces.First, byFirst); found {
-		w.byFirst = without(w.byFirst, at)
-	}
-	held := w.byMiner[g.Miner]
-	if at, found := slices.BinarySearchFunc(held, g.ID, byID); found {
-		held = without(held, at)
-	}
-	if len(held) == 0 {
-		delete(w.byMiner, g.Miner)
-	} else {
-		w.byMiner[g.Miner] = held
+// drop takes a grant off the three lists. It must not be used any more.
+func (w *work) drop(g *holding) {
+	w.grants.remove(g.ID)
+	w.byFirst.remove(g.Nonces.First)
+	g.holder.grants.remove(g.ID)
+	w.spare = append(w.spare, g)
+}
+
+// forget drops what is kept of a miner that holds nothing.
+func (w *work) forget(miner string) {
+	if h := w.byMiner[miner]; h != nil && len(h.grants) == 0 {
+		delete(w.byMiner, miner)
 	}
 }
 
-// without removes one grant. It moves the shorter side: most grants are finished in about the order in which they were made.
-func without(grants []*Grant, at int) []*Grant {
+// ordered is grants in the order of a key, which stands beside the pointer: a search through thousands of grants then
+// stays within a few cache lines.
+type ordered []keyed
+
+type keyed struct {
+	key uint64
+	*holding
+}
+
+// from returns the position of the first grant whose key is at least that.
+func (o ordered) from(key uint64) int {
+	low, high := 0, len(o)
+	for low < high {
+		if middle := int(uint(low+high) / 2); o[middle].key < key {
+			low = middle + 1
+		} else {
+			high = middle
+		}
+	}
+	return low
+}
+
+func (o ordered) get(key uint64) *holding {
+	if at := o.from(key); at < len(o) && o[at].key == key {
+		return o[at].holding
+	}
+	return nil
+}
+
+func (o *ordered) put(key uint64, g *holding) {
+	if n := len(*o); n == 0 || (*o)[n-1].key < key { // nearly always
+		*o = append(*o, keyed{key, g})
+		return
+	}
+	*o = slices.Insert(*o, o.from(key), keyed{key, g})
+}
+
+// remove moves the shorter side: most grants are finished in about the order in which they were made.
+func (o *ordered) remove(key uint64) {
+	grants := *o
+	at := grants.from(key)
+	if at == len(grants) || grants[at].key != key {
+		return
+	}
 	if at >= len(grants)/2 {
-		return slices.Delete(grants, at, at+1)
+		*o = slices.Delete(grants, at, at+1)
+		return
 	}
 	copy(grants[1:at+1], grants[:at])
-	grants[0] = nil
-	return grants[1:]
+	grants[0] = keyed{}
+	*o = grants[1:]
 }
-
-func byID(g *Grant, id uint64) int { return cmp.Compare(g.ID, id) }
-
-func byFirst(g *Grant, first uint64) int { return cmp.Compare(g.Nonces.First, first) }

@@ -10,7 +10,7 @@ import (
 
 // command takes one command and its outcome into the account. What the state did is checked against what the account
 // allows; before is the head before the record.
-func (a *auditor) command(entry fsm.Entry, command fsm.Command, outcome fsm.Outcome, before fsm.Head) {
+func (a *auditor) command(entry *fsm.Entry, command fsm.Command, outcome *fsm.Outcome, before *fsm.Head) {
 	done := outcome.Code == fsm.Done
 	switch c := command.(type) {
 	case fsm.GrantWork:
@@ -78,12 +78,34 @@ func (a *auditor) command(entry fsm.Entry, command fsm.Command, outcome fsm.Outc
 }
 
 func (a *auditor) miner(name string) *minerRow {
-	row := a.miners[name]
+	row := a.known(name)
 	if row == nil {
 		row = &minerRow{Miner: Miner{Name: name}}
 		a.miners[name] = row
 	}
 	return row
+}
+
+// known returns the row of a miner, nil when there is none.
+func (a *auditor) known(name string) *minerRow {
+	if a.recent == nil || a.recent.Name != name {
+		a.recent = a.miners[name]
+	}
+	return a.recent
+}
+
+// holding returns a grant that a miner holds, nil when it does not.
+func (a *auditor) holding(miner string, grant uint64) *held {
+	row := a.known(miner)
+	if row == nil || row.job != a.report.Jobs {
+		return nil
+	}
+	for _, own := range row.grants {
+		if own.id == grant {
+			return own
+		}
+	}
+	return nil
 }
 
 // working returns the row of a miner that works for the current job.
@@ -99,7 +121,7 @@ func (a *auditor) working(name string) *minerRow {
 	return row
 }
 
-func (a *auditor) takeOffice(entry fsm.Entry, c fsm.TakeOffice, before fsm.Head) {
+func (a *auditor) takeOffice(entry *fsm.Entry, c fsm.TakeOffice, before *fsm.Head) {
 	if c.ServerID != entry.LeaderID {
 		a.wrong(KindTerm, "server %d says that server %d takes office", entry.LeaderID, c.ServerID)
 	}
@@ -146,7 +168,7 @@ func (a *auditor) openJob(c fsm.OpenJob, id uint64) {
 	a.part = newPartition(c.Nonces, c.ChunkSize)
 	a.job.Chunks = a.part.chunks[untouched]
 	a.lost, a.jobMoved = false, true
-	clear(a.grants) // the miners' rows find out for themselves
+	a.held = 0 // the miners' rows find out for themselves
 }
 
 // open reports whether the job with that id is being searched.
@@ -154,11 +176,11 @@ func (a *auditor) open(job uint64) bool {
 	return a.job != nil && job == a.job.ID && a.phase == fsm.PhaseOpen
 }
 
-func (a *auditor) grantWork(c fsm.GrantWork, outcome fsm.Outcome) {
-	grant := outcome.Grant
+func (a *auditor) grantWork(c fsm.GrantWork, outcome *fsm.Outcome) {
+	grant := &outcome.Grant
 	switch outcome.Code {
 	case fsm.Duplicate:
-		if own := a.grants[grant.ID]; own == nil || own.miner.Name != c.Miner || own.left != grant.Nonces {
+		if own := a.holding(c.Miner, grant.ID); own == nil || own.left != grant.Nonces {
 			a.wrong(KindPartition, "miner %s is given grant %d of %s again, which it does not hold", c.Miner, grant.ID,
 				grant.Nonces)
 		}
@@ -230,10 +252,7 @@ func (a *auditor) holds(job, grant, timestamp uint64, miner string) *held {
 	if !a.open(job) || timestamp != a.work.Timestamp {
 		return nil
 	}
-	if own := a.grants[grant]; own != nil && own.miner.Name == miner {
-		return own
-	}
-	return nil
+	return a.holding(miner, grant)
 }
 
 func (a *auditor) finish(c fsm.Finish, done bool) {
@@ -290,13 +309,13 @@ func (a *auditor) hold(grant held) {
 		own = new(held)
 	}
 	*own = grant
-	a.grants[grant.id] = own
+	a.held++
 	grant.miner.grants = append(grant.miner.grants, own)
 }
 
 // drop forgets a grant of which nothing is left.
 func (a *auditor) drop(own *held) {
-	delete(a.grants, own.id)
+	a.held--
 	if at := slices.Index(own.miner.grants, own); at >= 0 {
 		own.miner.grants = slices.Delete(own.miner.grants, at, at+1)
 	}

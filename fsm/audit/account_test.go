@@ -75,7 +75,7 @@ func TestAccountContradictsAFalseOutcome(t *testing.T) {
 		if !au.report.Holds() {
 			t.Fatal(au.report.Findings)
 		}
-		au.command(fsm.Entry{LeaderID: 1}, row.command, row.outcome, fsm.Head{})
+		au.command(&fsm.Entry{LeaderID: 1}, row.command, &row.outcome, &fsm.Head{})
 		if first, _ := au.report.First(); first.Kind != row.kind {
 			t.Errorf("%s: found %v, want %q", name, au.report.Findings, row.kind)
 		}
@@ -95,10 +95,10 @@ func TestGapBelowASolutionIsFound(t *testing.T) {
 		au.record(r)
 	}
 	at := (solution - 1) / 20 * 20
-	au.command(fsm.Entry{}, w.grantCommand(m, 5), fsm.Outcome{Code: fsm.Done,
-		Grant: fsm.Grant{ID: 1, Miner: "a", Nonces: pow.Range{First: at + 1, Last: at + 20}}}, fsm.Head{})
-	au.command(fsm.Entry{}, fsm.Solve{JobID: 1, GrantID: 1, Miner: "a", Timestamp: job.Timestamp, Nonce: solution},
-		fsm.Outcome{Code: fsm.Done}, fsm.Head{})
+	au.command(&fsm.Entry{}, w.grantCommand(m, 5), &fsm.Outcome{Code: fsm.Done,
+		Grant: fsm.Grant{ID: 1, Miner: "a", Nonces: pow.Range{First: at + 1, Last: at + 20}}}, &fsm.Head{})
+	au.command(&fsm.Entry{}, fsm.Solve{JobID: 1, GrantID: 1, Miner: "a", Timestamp: job.Timestamp, Nonce: solution},
+		&fsm.Outcome{Code: fsm.Done}, &fsm.Head{})
 	if first, _ := au.report.First(); first.Kind != KindPartition || au.job.Below.Gaps != at/20 {
 		t.Errorf("found %v with %+v", au.report.Findings, au.job.Below)
 	}

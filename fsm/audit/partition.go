@@ -99,9 +99,18 @@ func (p *partition) at(nonce uint64) int {
 	return sort.Search(len(p.stretches), func(i int) bool { return p.stretches[i].nonces.Last >= nonce })
 }
 
+// meets returns the positions from that of r's first nonce up to but not including the one behind its last.
+func (p *partition) meets(r pow.Range) (from, end int) {
+	from = p.at(r.First)
+	for end = from; p.stretches[end].nonces.Last < r.Last; end++ { // a range meets few
+	}
+	return from, end + 1
+}
+
 // in returns the stretches that r meets, in order. They are valid until the next change.
 func (p *partition) in(r pow.Range) []stretch {
-	return p.stretches[p.at(r.First) : p.at(r.Last)+1]
+	from, end := p.meets(r)
+	return p.stretches[from:end]
 }
 
 // all reports the first nonces of r that do not fit.
@@ -121,7 +130,7 @@ func clip(r, within pow.Range) pow.Range {
 // set gives r, which is whole chunks, to another owner.
 func (p *partition) set(r pow.Range, to stretch) {
 	to.nonces = r
-	from, end := p.at(r.First), p.at(r.Last)+1
+	from, end := p.meets(r)
 	var pieces [3]stretch // what is left of the first one, r, and what is left of the last one
 	n := 0
 	if first := p.stretches[from]; first.nonces.First < r.First {

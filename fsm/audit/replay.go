@@ -115,7 +115,7 @@ type auditor struct {
 	state   *fsm.State
 	decoder fsm.Decoder
 	tree    tree
-	known   []Head // not reached yet, by Records
+	heads   []Head // known before and not reached yet, by Records
 	live    []Live // not reached yet, by Index
 	at      Place  // of the current command
 	bytes   uint64
@@ -130,13 +130,14 @@ type auditor struct {
 	phase     fsm.Phase
 	part      partition
 	lost      bool // the account and the state have parted; until the next job they are not compared again
-	grants    map[uint64]*held
+	held      int     // grants that are not finished; each is in its miner's row
 	spare     []*held // to be used again
 	lastGrant uint64
 	accepted  uint64 // height
 	jobMoved  bool   // in the current record
 
 	miners map[string]*minerRow
+	recent *minerRow // the last one that was looked up: nearly always the next one too
 }
 
 // held is a grant that is not finished.
@@ -164,13 +165,12 @@ func newAuditor(o Options) *auditor {
 		o:      o,
 		report: &Report{},
 		state:  fsm.New(),
-		known:  append([]Head(nil), o.Known...),
+		heads:  append([]Head(nil), o.Known...),
 		live:   append([]Live(nil), o.Live...),
-		grants: make(map[uint64]*held),
 		miners: make(map[string]*minerRow),
 	}
 	slices.SortFunc(a.live, func(x, y Live) int { return cmp.Compare(x.Index, y.Index) })
-	slices.SortFunc(a.known, func(x, y Head) int { return cmp.Compare(x.Records, y.Records) })
+	slices.SortFunc(a.heads, func(x, y Head) int { return cmp.Compare(x.Records, y.Records) })
 	for i := range a.report.Regrants {
 		a.report.Regrants[i].Reason = reason(i + 1).String()
 	}
@@ -224,7 +224,7 @@ func (a *auditor) record(r Record) bool {
 	}
 	for i, command := range entry.Commands {
 		a.at.Command = i
-		a.command(entry, command, applied.result.Outcomes[i], before)
+		a.command(&entry, command, &applied.result.Outcomes[i], &before)
 	}
 	for _, event := range applied.result.Events {
 		if e, ok := event.(fsm.ServerChanged); ok {
@@ -237,9 +237,9 @@ func (a *auditor) record(r Record) bool {
 	}
 	a.lastUnixMilli = entry.UnixMilli
 	a.compare()
-	for len(a.known) > 0 && a.known[0].Records <= uint64(a.tree.leaves) {
-		a.compareHead(a.known[0])
-		a.known = a.known[1:]
+	for len(a.heads) > 0 && a.heads[0].Records <= uint64(a.tree.leaves) {
+		a.compareHead(a.heads[0])
+		a.heads = a.heads[1:]
 	}
 	for len(a.live) > 0 && a.live[0].Index <= r.Index {
 		a.compareLive(a.live[0])
@@ -319,15 +319,15 @@ func (a *auditor) compare() {
 	held := 0
 	for grant := range a.state.Grants() {
 		held++
-		if own := a.grants[grant.ID]; own == nil || own.miner.Name != grant.Miner || own.left != grant.Nonces {
+		if own := a.holding(grant.Miner, grant.ID); own == nil || own.left != grant.Nonces {
 			a.lost = true
 			a.wrong(KindPartition, "the state has %s granted to miner %s as grant %d, the audit has not", grant.Nonces,
 				grant.Miner, grant.ID)
 		}
 	}
-	if held != len(a.grants) {
+	if held != a.held {
 		a.lost = true
-		a.wrong(KindPartition, "the state has %d grants, the audit %d", held, len(a.grants))
+		a.wrong(KindPartition, "the state has %d grants, the audit %d", held, a.held)
 	}
 }
 
@@ -373,7 +373,7 @@ func (a *auditor) compareEnd() {
 	if a.tree.leaves == 0 {
 		a.broken(0, KindSource, "the history is empty")
 	}
-	for _, known := range a.known {
+	for _, known := range a.heads {
 		a.broken(a.report.Head.Index, KindHead, "the history ends after %d records, the known head has %d: it was cut off",
 			a.tree.leaves, known.Records)
 	}
