@@ -228,13 +228,7 @@ func (f *fields) integer(number protowire.Number) uint64 {
 		f.odd = true
 		return 0
 	}
-	value, n := protowire.ConsumeVarint(f.rest)
-	if n < 0 {
-		f.odd = true
-		return 0
-	}
-	f.rest = f.rest[n:]
-	return value
+	return f.varint()
 }
 
 func (f *fields) bytes(number protowire.Number) []byte {
@@ -247,12 +241,27 @@ func (f *fields) repeated() []byte {
 		f.odd = true
 		return nil
 	}
-	length, n := protowire.ConsumeVarint(f.rest)
-	if n < 0 || length > uint64(len(f.rest)-n) {
+	length := f.varint()
+	if f.odd || length > uint64(len(f.rest)) {
 		f.odd = true
 		return nil
 	}
-	value := f.rest[n:][:length]
-	f.rest = f.rest[n:][length:]
+	value := f.rest[:length]
+	f.rest = f.rest[length:]
+	return value
+}
+
+func (f *fields) varint() uint64 {
+	if len(f.rest) > 0 && f.rest[0] < 0x80 { // lengths and small numbers
+		value := uint64(f.rest[0])
+		f.rest = f.rest[1:]
+		return value
+	}
+	value, n := protowire.ConsumeVarint(f.rest)
+	if n < 0 {
+		f.odd = true
+		return 0
+	}
+	f.rest = f.rest[n:]
 	return value
 }

@@ -129,7 +129,7 @@ type auditor struct {
 	work      pow.Work
 	phase     fsm.Phase
 	part      partition
-	lost      bool // the account and the state have parted; until the next job they are not compared again
+	lost      bool    // the account and the state have parted; until the next job they are not compared again
 	held      int     // grants that are not finished; each is in its miner's row
 	spare     []*held // to be used again
 	lastGrant uint64
