@@ -36,6 +36,7 @@ func checkRows(t *testing.T, rows []row) {
 			if (outcome.Detail != "") != explained || strings.Contains(outcome.Detail, "\n") {
 				t.Errorf("%s has the detail %q", outcome.Code, outcome.Detail)
 			}
+			checkWords(t, outcome)
 			after := r.content()
 			if (after != before) != (outcome.Code == Done) {
 				t.Errorf("%s, and the state changed: %t", outcome.Code, after != before)
