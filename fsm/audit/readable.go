@@ -17,8 +17,18 @@ import (
 //	  {"command":"grant_work","job_id":1,"miner":"a","instance":"...","request_id":1,"chunks":50,
 //	   "outcome":"done","grant":{"id":1,"nonces":{"first":1,"last":5000000}}}]}
 //
-// A command's fields are those of its type in package fsm, in that order and in snake case. Hashes and ids are lower-case
-// hex; an outcome's detail, server_id, job_id and grant are left out where they say nothing.
+// A command is its type in package fsm: its name and its fields, in that order and in snake case. Hashes and ids are
+// lower-case hex, reasons and verdicts words, lists never null, and texts are escaped as encoding/json does it. Then
+// follows what it came to, without what says nothing: outcome, detail, new_server_id (add_server), new_job_id (open_job)
+// and grant (grant_work). A submitted that was not taken has two members named detail, the command's and then the
+// outcome's.
+//
+//	outcome    done, duplicate, no work, stale, released, wrong, refused
+//	reason     of a release: silent, left, restarted, refused
+//	verdict    success, wrong, stale, unknown
+//
+// All of these words belong to version 1, the texts of details too: testdata/audit/v1.words.jsonl has an example of each
+// command and word, and testdata/fsm/v1.outcomes every detail.
 func Readable(r Record, entry fsm.Entry, result fsm.Result) []byte {
 	var out []byte
 	out = append(out, `{"leader":`...)
