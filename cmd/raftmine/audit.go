@@ -322,11 +322,11 @@ func export(ctx context.Context, out *printer, a audited, path string) (err erro
 // printStateAt prints the state as of a record.
 func printStateAt(ctx context.Context, out *printer, s source, index uint64) error {
 	return s.read(ctx, func(p pass) error {
-		state, err := audit.StateAt(p.records, index)
+		state, head, err := audit.StateAt(p.records, index)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		view := viewState(state)
+		view := viewState(state, head)
 		var text strings.Builder
 		view.write(&text)
 		out.print(view, "%s", strings.TrimSuffix(text.String(), "\n"))

@@ -247,7 +247,8 @@ const doubtful = -3
 
 // String is one row for people.
 func (m minerAuditView) String() string {
-	text := fmt.Sprintf("%s: %d ranges, %s hashes, %d solutions", m.Name, m.Ranges, count(m.Nonces), m.Solutions)
+	text := fmt.Sprintf("%s: %d %s, %s hashes, %d %s", m.Name, m.Ranges, plural(m.Ranges, "range"), count(m.Nonces), m.Solutions,
+		plural(m.Solutions, "solution"))
 	if m.Strikes > 0 {
 		text += fmt.Sprintf(", %d strikes", m.Strikes)
 	}

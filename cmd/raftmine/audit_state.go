@@ -15,6 +15,7 @@ type (
 		Term        uint64           `json:"term"`
 		Records     uint64           `json:"records"`
 		Chain       string           `json:"chain"`
+		Tree        string           `json:"tree"`
 		StateDigest string           `json:"state_digest"`
 		ClusterID   string           `json:"cluster_id"`
 		Stopped     bool             `json:"cluster_stopped"`
@@ -65,10 +66,9 @@ type (
 	}
 )
 
-func viewState(s *fsm.State) stateView {
-	head := s.Head()
-	v := stateView{Index: head.Index, Term: head.Term, Records: head.Records, Chain: head.Hash.String(),
-		StateDigest: s.Digest().String(), ClusterID: s.ClusterID(), Stopped: s.Stopped(), Leader: s.Office().ServerID,
+func viewState(s *fsm.State, head audit.Head) stateView {
+	v := stateView{Index: head.Index, Term: head.Term, Records: head.Records, Chain: head.Chain.String(),
+		Tree: head.Tree.String(), StateDigest: head.State.String(), ClusterID: s.ClusterID(), Stopped: s.Stopped(), Leader: s.Office().ServerID,
 		Servers: []serverEndView{}, Grants: []grantView{}, Miners: []stateMinerView{}, Blocks: s.Accepted()}
 	for _, server := range s.Servers() {
 		v.Servers = append(v.Servers, serverEndView{server.ID, server.Address, server.Up, server.Member, server.DataDir})
@@ -117,7 +117,7 @@ func (v stateView) write(w io.Writer) {
 			m.Strikes)
 	}
 	fmt.Fprintf(w, "blocks    %d accepted %s\n", v.Blocks, strings.TrimSpace(v.LastBlock))
-	fmt.Fprintf(w, "chain     %s\nstate     %s\n", v.Chain, v.StateDigest)
+	fmt.Fprintf(w, "chain     %s\ntree      %d:%s\nstate     %s\n", v.Chain, v.Records, v.Tree, v.StateDigest)
 }
 
 func viewProof(p *audit.BlockProof) proofView {

@@ -131,6 +131,18 @@ func auditFiles(t *testing.T, dir, source string, head map[string]any) {
 	if code != exitDone || !strings.Contains(stdout, head["state_digest"].(string)) && report["head"].(map[string]any)["index"] == head["index"] {
 		t.Errorf("the state at %s: %d, %s%s", index, code, stdout, stderr)
 	}
+	var early struct { // a head to keep, which the history must begin with for ever
+		Records uint64
+		Tree    string
+	}
+	first := fmt.Sprintf("%.0f", report["first_index"])
+	code, stdout, stderr = command(t, "audit", source, "--at", first, "-o", "json")
+	if err := json.Unmarshal([]byte(stdout), &early); code != exitDone || err != nil || early.Records != 1 {
+		t.Fatalf("the state at %s: %d, %s%s", first, code, stdout, stderr)
+	}
+	if code, _, stderr := command(t, "audit", source, "--known", fmt.Sprintf("%d:%s", early.Records, early.Tree)); code != exitDone {
+		t.Errorf("the head of the first record: %s", stderr)
+	}
 	if code, stdout, _ := command(t, "audit", source); code != exitDone || !strings.Contains(stdout, "everything holds") ||
 		!strings.Contains(stdout, "timeline") {
 		t.Errorf("for people: %d\n%s", code, stdout)

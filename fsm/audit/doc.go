@@ -29,6 +29,12 @@
 // proved to be in a history with a few hashes (ProveInclusion), and an older head to be a beginning of a newer one
 // (ProvePrefix).
 //
+// The replicated state holds the head of the chain and not the tree's root: both follow from the same records, so one says
+// as much as the other, and no server has to hash each record once more to have both. An audit computes the root and
+// prints it with the chain and the state's digest, of a running server's history too; an export ends with all three. Who
+// wants to compare a proof later keeps that line, RECORDS:TREE, or asks "raftmine audit --at INDEX" for that of any
+// record.
+//
 // # The export, version 1
 //
 // An export is JSON lines, each ended by a newline and without spaces between tokens:
@@ -41,6 +47,7 @@
 //	chain    SHA256(chain of the record before || index || term || length of data || data); integers have 8 bytes, big
 //	         endian; before the first record 64 zeros
 //	entry    what data holds, with the outcome of each command, for people and scripts: see Readable
+//	records  how many lines of records there were; index and term are the last one's, chain is its
 //	tree     the root of the Merkle tree
 //	state    the state digest of package fsm
 //

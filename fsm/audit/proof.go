@@ -30,7 +30,8 @@ const (
 // the proof of work is valid.
 // Which range the request was answered with, and the numbers of job and grant, follow from all records before: the proof
 // states them and they fit, but only an audit of the history shows them. Whoever checks a proof compares the head, both its
-// number of records and its tree, with one from a source that he trusts: an audit's, or a server's.
+// number of records and its tree, with one from a source that he trusts: an audit of his own,
+// of a data directory or of a running server.
 type BlockProof struct {
 	ClusterID string
 	Head      Head // Records and Tree alone

@@ -59,28 +59,36 @@ func Replay(records Records, o Options) (*Report, error) {
 	return a.report, a.err
 }
 
-// StateAt returns the state as of the last record up to index, which the chain vouches for.
-func StateAt(records Records, index uint64) (*fsm.State, error) {
-	state := fsm.New()
+// StateAt returns the state as of the last record up to index, which the chain vouches for, and the head of the history
+// there.
+func StateAt(records Records, index uint64) (*fsm.State, Head, error) {
+	state, t := fsm.New(), tree{}
 	var d fsm.Decoder
 	for record, err := range records {
 		if err != nil {
-			return nil, err
+			return nil, Head{}, err
 		}
 		if record.Index > index {
 			if state.Head().Records == 0 {
-				return nil, fmt.Errorf("record %d: the history begins with record %d: %w", index, record.Index, ErrNotFound)
+				return nil, Head{}, fmt.Errorf("record %d: the history begins with record %d: %w", index, record.Index, ErrNotFound)
 			}
-			return state, nil
+			return state, headOf(state, &t), nil
 		}
 		if _, kind, err := apply(state, &d, record); err != nil {
-			return nil, Finding{record.Index, kind, err.Error()}
+			return nil, Head{}, Finding{record.Index, kind, err.Error()}
 		}
+		t.add(record.Index, record.Term, record.Data)
 	}
 	if head := state.Head(); head.Records == 0 || head.Index < index {
-		return nil, fmt.Errorf("record %d: the history ends with record %d: %w", index, head.Index, ErrNotFound)
+		return nil, Head{}, fmt.Errorf("record %d: the history ends with record %d: %w", index, head.Index, ErrNotFound)
 	}
-	return state, nil
+	return state, headOf(state, &t), nil
+}
+
+// headOf returns the head of a history that came to a state.
+func headOf(state *fsm.State, t *tree) Head {
+	head := state.Head()
+	return Head{Records: head.Records, Index: head.Index, Term: head.Term, Chain: head.Hash, Tree: t.root(), State: state.Digest()}
 }
 
 // applied is a record with what it came to. The commands are valid until the next one.

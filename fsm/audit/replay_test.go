@@ -220,24 +220,24 @@ func TestTwoLeadersInOneTermAreFound(t *testing.T) {
 func TestStateAtIsTheStateThen(t *testing.T) {
 	w := newWorld(t, 6)
 	w.miner("a", 1)
-	digests := map[uint64]pow.Hash{}
+	heads := map[uint64]Head{}
 	for range 200 {
 		if w.current().ID == 0 || w.current().Phase == fsm.PhaseClosed {
 			w.open(1_990, 20)
 		}
 		w.step()
-		digests[w.index] = w.state.Digest()
+		heads[w.index] = replay(t, w.records, Options{}).Head
 	}
-	for index, digest := range digests {
-		state, err := StateAt(recordsOf(w.records), index)
-		if err != nil || state.Digest() != digest {
-			t.Fatalf("record %d: %v", index, err)
+	for index, want := range heads {
+		state, head, err := StateAt(recordsOf(w.records), index)
+		if err != nil || state.Digest() != want.State || head != want {
+			t.Fatalf("record %d: %s, want %s: %v", index, head, want, err)
 		}
 	}
-	if _, err := StateAt(recordsOf(w.records), w.index+1); err == nil {
+	if _, _, err := StateAt(recordsOf(w.records), w.index+1); err == nil {
 		t.Error("a record after the end was found")
 	}
-	if _, err := StateAt(recordsOf(w.records), 0); err == nil {
+	if _, _, err := StateAt(recordsOf(w.records), 0); err == nil {
 		t.Error("a record before the beginning was found")
 	}
 }
@@ -245,7 +245,7 @@ func TestStateAtIsTheStateThen(t *testing.T) {
 func TestStateOfARunningServerIsCompared(t *testing.T) {
 	w := history(t, 5, 3, 1)
 	half := len(w.records) / 2
-	before, err := StateAt(recordsOf(w.records), w.records[half].Index)
+	before, _, err := StateAt(recordsOf(w.records), w.records[half].Index)
 	if err != nil {
 		t.Fatal(err)
 	}
