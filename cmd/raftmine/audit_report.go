@@ -232,6 +232,9 @@ func (v auditView) write(w io.Writer, strip audit.Strip, agreements []comparison
 		return
 	}
 	fmt.Fprintf(w, "\nDOES NOT HOLD: %s\n", v.Error)
+	if v.FindingsAll == 1 {
+		return // it is what was just said
+	}
 	for i, f := range v.Findings {
 		if i == 10 {
 			fmt.Fprintf(w, "  ... %d more\n", v.FindingsAll-10)
