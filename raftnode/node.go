@@ -245,6 +245,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.HeartbeatTimeout = n.config.RaftHeartbeat
 	c.ElectionTimeout = n.config.RaftElection
 	c.LeaderLeaseTimeout = n.config.RaftLease
+	c.CommitTimeout = max(c.CommitTimeout, n.config.RaftHeartbeat/6) // an idle leader's news of what is committed
 	c.ShutdownOnRemove = false
 	c.MaxAppendEntries = maxRaftEntries
 	c.SnapshotInterval = n.config.SnapshotInterval
