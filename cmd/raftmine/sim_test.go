@@ -397,9 +397,12 @@ func TestSimulation(t *testing.T) {
 			})
 		}
 	})
-	summary := fmt.Sprintf("%d schedules, %d faults, %d terms, %d answers acknowledged, %d blocks in %v; %d operations in linearizable histories, %d undecided",
-		totals.schedules.Load(), totals.faults.Load(), totals.terms.Load(), totals.answers.Load(), totals.blocks.Load(),
-		time.Since(began).Round(time.Second), totals.operations.Load(), totals.undecided.Load())
+	took := time.Since(began)
+	rate := func(n int64) int64 { return int64(float64(n) / took.Minutes()) }
+	summary := fmt.Sprintf("%d schedules, %d faults in %v: %d schedules and %d faults a minute; %d terms, %d answers acknowledged, %d blocks; "+
+		"%d operations in linearizable histories, %d undecided",
+		totals.schedules.Load(), totals.faults.Load(), took.Round(time.Second), rate(totals.schedules.Load()), rate(totals.faults.Load()),
+		totals.terms.Load(), totals.answers.Load(), totals.blocks.Load(), totals.operations.Load(), totals.undecided.Load())
 	t.Log(summary)
 	if *simFor > time.Minute { // of a soak everybody wants to know
 		fmt.Println(summary)
