@@ -166,6 +166,7 @@ type drill struct {
 	out     *printer // the cluster's own is silent: a drill's processes end all the time
 	service *drillService
 	book    *ackBook
+	seen    drillObserver // of the simulated miners; may be nil
 	probe   *drillClient
 	clients []*drillClient
 	started time.Time
@@ -225,7 +226,7 @@ func (d *drill) startAll(ctx context.Context) error {
 func (d *drill) startClients() {
 	chunk := d.o.serverFlags.chunk
 	for n := 0; n <= d.o.clients; n++ {
-		config := drillClientConfig{name: fmt.Sprintf("client-%d", n), chunk: chunk, pace: 20 * time.Millisecond, book: d.book}
+		config := drillClientConfig{name: fmt.Sprintf("client-%d", n), chunk: chunk, pace: 20 * time.Millisecond, book: d.book, seen: d.seen}
 		config.sources = []func() []string{func() []string {
 			addresses, _ := serversIn(d.env) // none: the dialer asks again
 			return addresses

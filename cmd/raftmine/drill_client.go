@@ -68,10 +68,19 @@ type drillClientConfig struct {
 	chunk uint64        // nonces of an answer
 	pace  time.Duration // between an acknowledgement and the next answer
 	book  *ackBook
+	seen  drillObserver // may be nil
 	// sources say where servers are. For each there is a dialer; with apart a new one for each stream, which knows no other
 	// servers than its source names.
 	sources []func() []string
 	apart   bool
+}
+
+// drillObserver is told what a simulated miner does, at once and from its own goroutine.
+type drillObserver interface {
+	leads(client string, term uint64)           // a new leader is about to be asked for work
+	granted(client string, grant miner.Process) // each grant once
+	answering(answer acked)                     // a new answer is about to be sent
+	answered(answer acked, ack miner.Acknowledgement)
 }
 
 // drillClient is a simulated miner: it searches one chunk after the other at leisure, keeps each answer until it is
@@ -277,6 +286,9 @@ func (c *drillClient) receive(s *drillStream, message miner.Message) bool {
 	switch m := message.(type) {
 	case miner.Process:
 		if !slices.ContainsFunc(c.held, func(g *drillGrant) bool { return g.id == m.GrantID }) {
+			if c.seen != nil {
+				c.seen.granted(c.name, m)
+			}
 			c.held = append(c.held, &drillGrant{id: m.GrantID, job: m.JobID, work: m.Work, next: m.Nonces.First, last: m.Nonces.Last})
 		}
 		if c.pending == nil {
@@ -312,6 +324,9 @@ func (c *drillClient) heartbeat(s *drillStream, request miner.HeartbeatRequest) 
 		return false
 	}
 	c.stream = s
+	if c.seen != nil {
+		c.seen.leads(c.name, s.term)
+	}
 	wanted := 2
 	reply.Wanted = &wanted
 	if s.conn.Send(reply) != nil {
@@ -342,6 +357,9 @@ func (c *drillClient) answer() bool {
 		a.message = miner.AnswerYes{GrantID: g.id, JobID: g.job, Timestamp: g.work.Timestamp, Nonce: best}
 	}
 	c.pending = a
+	if c.seen != nil {
+		c.seen.answering(a.record)
+	}
 	c.timer.Reset(acknowledgePatience)
 	return c.stream.conn.Send(a.message) == nil
 }
@@ -364,6 +382,9 @@ func (c *drillClient) acknowledge(s *drillStream, ack miner.Acknowledgement) {
 		return
 	}
 	c.pending = nil
+	if c.seen != nil {
+		c.seen.answered(a.record, ack)
+	}
 	c.timer.Reset(c.pace)
 	g := a.grant
 	switch ack.Result {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -89,7 +88,7 @@ func (s *sim) audit(totals *simTotals, same bool) {
 // simReplay is what the log says.
 type simReplay struct {
 	state   *fsm.State
-	applied map[string][]simApplied // by command
+	applied map[string][]loggedCommand // by command
 }
 
 // simSearched is a chunk of a job in one round.
@@ -121,7 +120,7 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 		return nil
 	}
 	state := fsm.New()
-	applied := make(map[string][]simApplied)
+	applied := make(map[string][]loggedCommand)
 	leaders := make(map[uint64]uint64) // by term
 	done := make(map[simAnswer]bool)
 	finished := make(simFinished)
@@ -139,6 +138,7 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 			s.fail("entry %d of term %d is server %d's, one before was server %d's", record.Index, record.Term, entry.LeaderID, leader)
 		}
 		leaders[record.Term] = entry.LeaderID
+		before, _ := state.Job()
 		result, err := state.Apply(record.Index, record.Term, record.Data)
 		if err != nil {
 			s.fail("entry %d: %v", record.Index, err)
@@ -151,8 +151,9 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 		}
 		job, _ := state.Job()
 		for i, outcome := range result.Outcomes {
-			key := fmt.Sprintf("%+v", entry.Commands[i])
-			applied[key] = append(applied[key], simApplied{entry.Commands[i], job.ID, outcome})
+			command := entry.Commands[i]
+			key := keyOfCommand(command)
+			applied[key] = append(applied[key], loggedCommand{command, roundOf(command, before, job), outcome})
 			if outcome.Code != fsm.Done {
 				continue
 			}

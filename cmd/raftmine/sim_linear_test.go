@@ -17,25 +17,14 @@ import (
 	"raftmine/raftnode/coordinator"
 )
 
-// The coordinators of all servers are the clients of one replicated state. What each of them proposed, between which moments,
-// and what it was told is a history; it must be explained by some order of the commands, each taking effect at one moment
-// between its proposal and its outcome. A command whose outcome stayed unknown may take effect at any time after its proposal,
-// or never: which of the two it did the log says.
-
-// simOperation is one command that was proposed.
-type simOperation struct {
-	command fsm.Command
-	call    int64
-	back    int64
-	known   bool
-	outcome fsm.Outcome
-}
+// In a simulation the clients whose history must be linearizable (linear_test.go) are the coordinators of all servers: what each
+// of them proposed, between which moments, and what it was told.
 
 // simOperations is the history, in the order of the calls.
 type simOperations struct {
 	clock atomic.Int64
 	mu    sync.Mutex
-	list  []simOperation
+	list  []operation
 }
 
 // proposer gives a coordinator its consensus.
@@ -56,7 +45,7 @@ func (p simProposer) Propose(ctx context.Context, commands ...fsm.Command) ([]fs
 	operations.mu.Lock()
 	defer operations.mu.Unlock()
 	for i, command := range commands {
-		op := simOperation{command: command, call: call, back: math.MaxInt64}
+		op := operation{command: command, call: call, back: math.MaxInt64}
 		// What a process is told when it is dead nobody learns.
 		if err == nil && !p.p.dead() {
 			op.back, op.known, op.outcome = back, true, outcomes[i]
@@ -88,181 +77,16 @@ func (p simProposer) propose(ctx context.Context, commands []fsm.Command) ([]fsm
 	return outcomes, nil
 }
 
-// simApplied is what the log says of a command.
-type simApplied struct {
-	command fsm.Command
-	job     uint64 // that was current
-	outcome fsm.Outcome
-}
-
 // linearized compares the history of proposals with the log, and returns whether an order of them explains it.
-func (s *sim) linearized(applied map[string][]simApplied) (result porcupine.CheckResult, operations int) {
+func (s *sim) linearized(applied map[string][]loggedCommand) (result porcupine.CheckResult, operations int) {
 	s.operations.mu.Lock()
 	list := slices.Clone(s.operations.list)
 	s.operations.mu.Unlock()
-	slices.SortFunc(list, func(a, b simOperation) int { // the known ones find their entries first
-		if a.known != b.known {
-			if a.known {
-				return -1
-			}
-			return 1
-		}
-		return int(a.call - b.call)
-	})
-	result = porcupine.Ok
-	jobs := make(map[uint64][]porcupine.Operation)
-	// A release names no job, and the same one may be proposed in many. Those that were applied may have been at any time.
-	for _, entries := range applied {
-		for _, a := range entries {
-			if release, ok := a.command.(fsm.Release); ok {
-				jobs[a.job] = append(jobs[a.job], porcupine.Operation{Input: release, Output: a.outcome, Return: math.MaxInt64})
-			}
-		}
+	for i := range list {
+		list[i].part.job = jobOfCommand(list[i].command)
 	}
-	for _, op := range list {
-		key := fmt.Sprintf("%+v", op.command)
-		job := jobOfCommand(op.command)
-		if job == 0 {
-			continue
-		}
-		at := slices.IndexFunc(applied[key], func(a simApplied) bool { return !op.known || a.outcome == op.outcome })
-		switch {
-		case at >= 0:
-			op.outcome = applied[key][at].outcome
-			applied[key] = slices.Delete(applied[key], at, at+1)
-		case !op.known:
-			continue // it never took effect
-		}
-		jobs[job] = append(jobs[job], porcupine.Operation{Input: op.command, Call: op.call, Output: op.outcome, Return: op.back})
-	}
-	for _, history := range jobs {
-		operations += len(history)
-		switch got := porcupine.CheckOperationsTimeout(simModel, history, 5*time.Second); got {
-		case porcupine.Illegal:
-			return got, operations
-		case porcupine.Unknown:
-			result = got
-		}
-	}
-	return result, operations
-}
-
-// jobOfCommand returns the job that a command names, 0: it names none.
-func jobOfCommand(command fsm.Command) uint64 {
-	switch c := command.(type) {
-	case fsm.GrantWork:
-		return c.JobID
-	case fsm.Finish:
-		return c.JobID
-	case fsm.Solve:
-		return c.JobID
-	case fsm.Roll:
-		return c.JobID
-	case fsm.Revoke:
-		return c.JobID
-	case fsm.CloseJob:
-		return c.JobID
-	case fsm.Submitted:
-		return c.JobID
-	}
-	return 0
-}
-
-// simJob is the state of the model, of one job: what each chunk is.
-type simJob struct {
-	solved, over bool
-	chunks       [160 / simChunk]simOwner
-}
-
-// simOwner is zero for a pending chunk.
-type simOwner struct {
-	grant    uint64
-	miner    string
-	finished bool
-}
-
-// simModel is written from what the commands promise, and shares no code with fsm.
-var simModel = porcupine.Model{
-	Init: func() any { return simJob{} },
-	Step: func(state, input, output any) (bool, any) {
-		return state.(simJob).step(input.(fsm.Command), output.(fsm.Outcome))
-	},
-}
-
-func (j simJob) step(command fsm.Command, outcome fsm.Outcome) (bool, any) {
-	done := outcome.Code == fsm.Done
-	switch c := command.(type) {
-	case fsm.GrantWork:
-		switch {
-		case done:
-			ok := !j.solved && !j.over
-			for i := range chunksOf(outcome.Grant.Nonces.First, outcome.Grant.Nonces.Last) {
-				ok = ok && j.chunks[i] == simOwner{}
-				j.chunks[i] = simOwner{grant: outcome.Grant.ID, miner: c.Miner}
-			}
-			return ok, j
-		case outcome.Code == fsm.NoWork && !j.solved && !j.over:
-			return !slices.Contains(j.chunks[:], simOwner{}), j
-		}
-	case fsm.Finish:
-		for i := range chunksOf(c.Nonces.First, c.Nonces.Last) {
-			switch {
-			case done && (j.solved || j.over || j.chunks[i].grant != c.GrantID || j.chunks[i].finished):
-				return false, j
-			case done:
-				j.chunks[i].finished = true
-			case outcome.Code == fsm.Released && j.chunks[i].grant == c.GrantID && !j.chunks[i].finished && !j.solved && !j.over:
-				return false, j
-			}
-		}
-	case fsm.Solve:
-		if done {
-			owner := j.chunks[(c.Nonce-simNonces.First)/simChunk]
-			ok := !j.solved && !j.over && owner.grant == c.GrantID && !owner.finished
-			j.solved = true
-			return ok, j
-		}
-	case fsm.Release:
-		for i, owner := range j.chunks {
-			if done && !owner.finished && owner.miner == c.Miner && (len(c.GrantIDs) == 0 || slices.Contains(c.GrantIDs, owner.grant)) {
-				j.chunks[i] = simOwner{}
-			}
-		}
-	case fsm.Roll:
-		if done {
-			for _, owner := range j.chunks {
-				if !owner.finished || j.solved || j.over {
-					return false, j
-				}
-			}
-			j.chunks = simJob{}.chunks
-		}
-	case fsm.Revoke:
-		for _, r := range c.Ranges {
-			for i := range chunksOf(r.First, r.Last) {
-				if done && !j.chunks[i].finished {
-					return false, j
-				}
-				if done {
-					j.chunks[i] = simOwner{}
-				}
-			}
-		}
-	case fsm.CloseJob, fsm.Submitted:
-		j.over = j.over || done
-	}
-	return true, j
-}
-
-// chunksOf yields the chunks of a range.
-func chunksOf(first, last uint64) func(func(uint64) bool) {
-	return func(yield func(uint64) bool) {
-		for i := (first - simNonces.First) / simChunk; i <= (last-simNonces.First)/simChunk; i++ {
-			if !yield(i) {
-				return
-			}
-		}
-	}
+	// A command that was refused tells no round: the parts are the jobs.
+	return linearize(list, applied, func(l loggedCommand) round { return round{job: l.round.job} })
 }
 
 // TestAnAcknowledgementBeforeItsCommitIsFound plants that bug, and kills leaders, until the histories cannot be explained.
