@@ -25,7 +25,7 @@ type hybridGroup struct {
 // hybridBlock is what the hybrid kernel works on.
 type hybridBlock struct {
 	state     [2][hybridLanes][4]uint32            // the kernel's own: of each lane F, E, B, A, then of each lane H, G, D, C
-	digests   [16]uint32                           // the kernel's own: of each lane the first word; the last four are not used
+	digests   [16]uint32                           // the kernel's own: from the fourth word on, of each lane the first word; the others are not used
 	midstate  [8]uint32                            // as the SHA instructions want it: F, E, B, A, H, G, D, C
 	midstates [4]hybridVector                      // H0 and H1, H2 and H3 and so on, the same in all lanes
 	tail      [12]uint32                           // W4 to W15

@@ -3034,9 +3034,9 @@ same:
 	VMOVDQU     hybridInitial<>+16(SB), X6
 	VPRORD      $17, Y16, Y17
 	VPRORD      $19, Y16, Y18
-	VPSRLD      $10, Y16, Y19
 	VMOVDQU     hybridInitial<>+0(SB), X7
 	VMOVDQU     hybridInitial<>+16(SB), X8
+	VPSRLD      $10, Y16, Y19
 	VPTERNLOGD  $150, Y19, Y18, Y17
 	VPBROADCASTQ 8(R8), Y18
 	VMOVDQU     hybridInitial<>+0(SB), X9
@@ -3047,854 +3047,853 @@ same:
 	VMOVDQU     hybridInitial<>+16(SB), X12
 	VMOVDQU32   Y18, hybridBlock_scheduled+288(DI)
 	VPRORD      $17, Y17, Y18
-	VPRORD      $19, Y17, Y19
-	VMOVQ       hybridBlock_scheduled+3072(DI), X0
+	VMOVQ       hybridBlock_scheduled+4112(DI), X0
 	SHA256RNDS2 X0, X1, X2
+	VPRORD      $19, Y17, Y19
 	VPSRLD      $10, Y17, Y20
 	VPTERNLOGD  $150, Y20, Y19, Y18
-	VMOVQ       hybridBlock_scheduled+3080(DI), X0
+	VMOVQ       hybridBlock_scheduled+4120(DI), X0
 	SHA256RNDS2 X0, X3, X4
 	VPADDD      hybridBlock_shared+0(DI), Y18, Y18
 	VPADDD      hybridK<>+320(SB), Y18, Y19
-	VMOVQ       hybridBlock_scheduled+3088(DI), X0
+	VMOVQ       hybridBlock_scheduled+5120(DI), X0
 	SHA256RNDS2 X0, X5, X6
 	VMOVDQU32   Y19, hybridBlock_scheduled+320(DI)
 	VPBROADCASTQ hybridBlock_tail+40(DI), Y19
-	VPBLENDMD   Y16, Y19, K5, Y20
-	VMOVQ       hybridBlock_scheduled+3096(DI), X0
+	VMOVQ       hybridBlock_scheduled+5128(DI), X0
 	SHA256RNDS2 X0, X7, X8
+	VPBLENDMD   Y16, Y19, K5, Y20
 	VPSHUFD     $177, Y20, Y20
 	VPRORD      $17, Y18, Y21
-	VMOVQ       hybridBlock_scheduled+4096(DI), X0
+	VMOVQ       hybridBlock_scheduled+5136(DI), X0
 	SHA256RNDS2 X0, X9, X10
 	VPRORD      $19, Y18, Y22
 	VPSRLD      $10, Y18, Y23
-	VMOVQ       hybridBlock_scheduled+4104(DI), X0
+	VMOVQ       hybridBlock_scheduled+5144(DI), X0
 	SHA256RNDS2 X0, X11, X12
 	VPTERNLOGD  $150, Y23, Y22, Y21
 	VPADDD      hybridBlock_shared+32(DI), Y20, Y22
-	VPADDD      Y21, Y22, Y21
-	VMOVQ       hybridBlock_scheduled+3104(DI), X0
+	VMOVQ       hybridBlock_scheduled+4144(DI), X0
 	SHA256RNDS2 X0, X2, X1
+	VPADDD      Y21, Y22, Y21
 	VPADDD      hybridK<>+352(SB), Y21, Y22
 	VMOVDQU32   Y22, hybridBlock_scheduled+352(DI)
-	VMOVQ       hybridBlock_scheduled+3112(DI), X0
+	VMOVQ       hybridBlock_scheduled+4152(DI), X0
 	SHA256RNDS2 X0, X4, X3
 	VPBLENDMD   Y17, Y16, K5, Y22
 	VPSHUFD     $177, Y22, Y22
-	VPRORD      $17, Y21, Y23
-	VMOVQ       hybridBlock_scheduled+3120(DI), X0
+	VMOVQ       hybridBlock_scheduled+5152(DI), X0
 	SHA256RNDS2 X0, X6, X5
+	VPRORD      $17, Y21, Y23
 	VPRORD      $19, Y21, Y24
-	VPSRLD      $10, Y21, Y25
-	VMOVQ       hybridBlock_scheduled+3128(DI), X0
+	VMOVQ       hybridBlock_scheduled+5160(DI), X0
 	SHA256RNDS2 X0, X8, X7
+	VPSRLD      $10, Y21, Y25
 	VPTERNLOGD  $150, Y25, Y24, Y23
 	VPADDD      hybridBlock_shared+64(DI), Y22, Y24
-	VMOVQ       hybridBlock_scheduled+4128(DI), X0
+	VMOVQ       hybridBlock_scheduled+5168(DI), X0
 	SHA256RNDS2 X0, X10, X9
 	VPADDD      Y23, Y24, Y23
 	VPADDD      hybridK<>+384(SB), Y23, Y24
-	VMOVDQU32   Y24, hybridBlock_scheduled+384(DI)
-	VMOVQ       hybridBlock_scheduled+4136(DI), X0
+	VMOVQ       hybridBlock_scheduled+5176(DI), X0
 	SHA256RNDS2 X0, X12, X11
+	VMOVDQU32   Y24, hybridBlock_scheduled+384(DI)
 	VPBLENDMD   Y18, Y17, K5, Y24
-	VPSHUFD     $177, Y24, Y24
-	VMOVQ       hybridBlock_scheduled+3136(DI), X0
+	VMOVQ       hybridBlock_scheduled+4176(DI), X0
 	SHA256RNDS2 X0, X1, X2
+	VPSHUFD     $177, Y24, Y24
 	VPRORD      $17, Y23, Y25
 	VPRORD      $19, Y23, Y26
-	VMOVQ       hybridBlock_scheduled+3144(DI), X0
+	VMOVQ       hybridBlock_scheduled+4184(DI), X0
 	SHA256RNDS2 X0, X3, X4
 	VPSRLD      $10, Y23, Y27
 	VPTERNLOGD  $150, Y27, Y26, Y25
-	VPADDD      hybridBlock_shared+96(DI), Y24, Y26
-	VMOVQ       hybridBlock_scheduled+3152(DI), X0
+	VMOVQ       hybridBlock_scheduled+5184(DI), X0
 	SHA256RNDS2 X0, X5, X6
+	VPADDD      hybridBlock_shared+96(DI), Y24, Y26
 	VPADDD      Y25, Y26, Y25
-	VPADDD      hybridK<>+416(SB), Y25, Y26
-	VMOVQ       hybridBlock_scheduled+3160(DI), X0
+	VMOVQ       hybridBlock_scheduled+5192(DI), X0
 	SHA256RNDS2 X0, X7, X8
+	VPADDD      hybridK<>+416(SB), Y25, Y26
 	VMOVDQU32   Y26, hybridBlock_scheduled+416(DI)
-	VPBLENDMD   Y21, Y18, K5, Y26
-	VMOVQ       hybridBlock_scheduled+4160(DI), X0
+	VMOVQ       hybridBlock_scheduled+5200(DI), X0
 	SHA256RNDS2 X0, X9, X10
+	VPBLENDMD   Y21, Y18, K5, Y26
 	VPSHUFD     $177, Y26, Y26
 	VPRORD      $17, Y25, Y27
-	VPRORD      $19, Y25, Y28
-	VMOVQ       hybridBlock_scheduled+4168(DI), X0
+	VMOVQ       hybridBlock_scheduled+5208(DI), X0
 	SHA256RNDS2 X0, X11, X12
+	VPRORD      $19, Y25, Y28
 	VPSRLD      $10, Y25, Y29
-	VPTERNLOGD  $150, Y29, Y28, Y27
-	VMOVQ       hybridBlock_scheduled+3168(DI), X0
+	VMOVQ       hybridBlock_scheduled+4208(DI), X0
 	SHA256RNDS2 X0, X2, X1
+	VPTERNLOGD  $150, Y29, Y28, Y27
 	VPADDD      hybridBlock_shared+128(DI), Y26, Y28
+	VMOVQ       hybridBlock_scheduled+4216(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPADDD      Y27, Y28, Y27
 	VPADDD      hybridK<>+448(SB), Y27, Y28
-	VMOVQ       hybridBlock_scheduled+3176(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VMOVDQU32   Y28, hybridBlock_scheduled+448(DI)
-	VPRORD      $7, Y20, Y28
-	VMOVQ       hybridBlock_scheduled+3184(DI), X0
+	VMOVQ       hybridBlock_scheduled+5216(DI), X0
 	SHA256RNDS2 X0, X6, X5
+	VPRORD      $7, Y20, Y28
 	VPRORD      $18, Y20, Y29
-	VPSRLD      $3, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+3192(DI), X0
+	VMOVQ       hybridBlock_scheduled+5224(DI), X0
 	SHA256RNDS2 X0, X8, X7
+	VPSRLD      $3, Y20, Y20
 	VPTERNLOGD  $150, Y20, Y29, Y28
+	VMOVQ       hybridBlock_scheduled+5232(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPBLENDMD   Y23, Y21, K5, Y20
 	VPSHUFD     $177, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+4192(DI), X0
-	SHA256RNDS2 X0, X10, X9
 	VPRORD      $17, Y27, Y29
-	VPRORD      $19, Y27, Y30
-	VMOVQ       hybridBlock_scheduled+4200(DI), X0
+	VMOVQ       hybridBlock_scheduled+5240(DI), X0
 	SHA256RNDS2 X0, X12, X11
+	VPRORD      $19, Y27, Y30
 	VPSRLD      $10, Y27, Y31
-	VPTERNLOGD  $150, Y31, Y30, Y29
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X1, X2
+	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y19, Y19
-	VPADDD      Y20, Y19, Y19
-	VPADDD      Y29, Y19, Y19
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X3, X4
+	VPADDD      Y20, Y19, Y19
+	VPADDD      Y29, Y19, Y19
 	VPADDD      hybridK<>+480(SB), Y19, Y28
-	VMOVDQU32   Y28, hybridBlock_scheduled+480(DI)
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X5, X6
+	VMOVDQU32   Y28, hybridBlock_scheduled+480(DI)
 	VPRORD      $7, Y22, Y28
-	VPRORD      $18, Y22, Y29
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X7, X8
+	VPRORD      $18, Y22, Y29
 	VPSRLD      $3, Y22, Y22
-	VPTERNLOGD  $150, Y22, Y29, Y28
-	VPBLENDMD   Y25, Y23, K5, Y22
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X9, X10
+	VPTERNLOGD  $150, Y22, Y29, Y28
+	VPBLENDMD   Y25, Y23, K5, Y22
 	VPSHUFD     $177, Y22, Y22
-	VPRORD      $17, Y19, Y29
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X11, X12
+	VPRORD      $17, Y19, Y29
 	VPRORD      $19, Y19, Y30
+	VMOVQ       hybridPadK<>+8(SB), X0
+	SHA256RNDS2 X0, X2, X1
 	VPSRLD      $10, Y19, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VMOVQ       hybridPadK<>+8(SB), X0
-	SHA256RNDS2 X0, X2, X1
+	SHA256RNDS2 X0, X4, X3
 	VPADDD      Y28, Y16, Y16
 	VPADDD      Y22, Y16, Y16
-	VMOVQ       hybridPadK<>+8(SB), X0
-	SHA256RNDS2 X0, X4, X3
 	VPADDD      Y29, Y16, Y16
-	VPADDD      hybridK<>+512(SB), Y16, Y28
 	VMOVQ       hybridPadK<>+8(SB), X0
 	SHA256RNDS2 X0, X6, X5
+	VPADDD      hybridK<>+512(SB), Y16, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+512(DI)
+	VMOVQ       hybridPadK<>+8(SB), X0
+	SHA256RNDS2 X0, X8, X7
 	VPRORD      $7, Y24, Y28
 	VPRORD      $18, Y24, Y29
 	VMOVQ       hybridPadK<>+8(SB), X0
-	SHA256RNDS2 X0, X8, X7
+	SHA256RNDS2 X0, X10, X9
 	VPSRLD      $3, Y24, Y24
 	VPTERNLOGD  $150, Y24, Y29, Y28
 	VMOVQ       hybridPadK<>+8(SB), X0
-	SHA256RNDS2 X0, X10, X9
+	SHA256RNDS2 X0, X12, X11
 	VPBLENDMD   Y27, Y25, K5, Y24
 	VPSHUFD     $177, Y24, Y24
-	VMOVQ       hybridPadK<>+8(SB), X0
-	SHA256RNDS2 X0, X12, X11
 	VPRORD      $17, Y16, Y29
+	VMOVQ       hybridPadK<>+16(SB), X0
+	SHA256RNDS2 X0, X1, X2
 	VPRORD      $19, Y16, Y30
 	VPSRLD      $10, Y16, Y31
 	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X1, X2
+	SHA256RNDS2 X0, X3, X4
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y17, Y17
 	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X3, X4
+	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y24, Y17, Y17
 	VPADDD      Y29, Y17, Y17
-	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X5, X6
 	VPADDD      hybridK<>+544(SB), Y17, Y28
+	VMOVQ       hybridPadK<>+16(SB), X0
+	SHA256RNDS2 X0, X7, X8
 	VMOVDQU32   Y28, hybridBlock_scheduled+544(DI)
 	VPRORD      $7, Y26, Y28
 	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X7, X8
+	SHA256RNDS2 X0, X9, X10
 	VPRORD      $18, Y26, Y29
 	VPSRLD      $3, Y26, Y26
 	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X9, X10
+	SHA256RNDS2 X0, X11, X12
 	VPTERNLOGD  $150, Y26, Y29, Y28
 	VPBLENDMD   Y19, Y27, K5, Y26
 	VPSHUFD     $177, Y26, Y26
-	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X11, X12
+	VMOVQ       hybridPadK<>+24(SB), X0
+	SHA256RNDS2 X0, X2, X1
 	VPRORD      $17, Y17, Y29
 	VPRORD      $19, Y17, Y30
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X2, X1
+	SHA256RNDS2 X0, X4, X3
 	VPSRLD      $10, Y17, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X4, X3
+	SHA256RNDS2 X0, X6, X5
 	VPADDD      Y28, Y18, Y18
 	VPADDD      Y26, Y18, Y18
 	VPADDD      Y29, Y18, Y18
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X6, X5
+	SHA256RNDS2 X0, X8, X7
 	VPADDD      hybridK<>+576(SB), Y18, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+576(DI)
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X8, X7
+	SHA256RNDS2 X0, X10, X9
 	VPRORD      $7, Y20, Y28
 	VPRORD      $18, Y20, Y29
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X10, X9
+	SHA256RNDS2 X0, X12, X11
 	VPSRLD      $3, Y20, Y20
 	VPTERNLOGD  $150, Y20, Y29, Y28
 	VPBLENDMD   Y16, Y19, K5, Y20
-	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+4368(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPSHUFD     $177, Y20, Y20
 	VPRORD      $17, Y18, Y29
-	VMOVQ       hybridBlock_scheduled+3328(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+4376(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPRORD      $19, Y18, Y30
 	VPSRLD      $10, Y18, Y31
-	VMOVQ       hybridBlock_scheduled+3336(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+5376(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y21, Y21
 	VPADDD      Y20, Y21, Y21
-	VMOVQ       hybridBlock_scheduled+3344(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+5384(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y29, Y21, Y21
 	VPADDD      hybridK<>+608(SB), Y21, Y28
-	VMOVQ       hybridBlock_scheduled+3352(DI), X0
-	SHA256RNDS2 X0, X7, X8
+	VMOVQ       hybridBlock_scheduled+5392(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VMOVDQU32   Y28, hybridBlock_scheduled+608(DI)
 	VPRORD      $7, Y22, Y28
-	VPRORD      $18, Y22, Y29
-	VMOVQ       hybridBlock_scheduled+4352(DI), X0
-	SHA256RNDS2 X0, X9, X10
-	VPSRLD      $3, Y22, Y22
-	VPTERNLOGD  $150, Y22, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+4360(DI), X0
+	VMOVQ       hybridBlock_scheduled+5400(DI), X0
 	SHA256RNDS2 X0, X11, X12
+	VPRORD      $18, Y22, Y29
+	VPSRLD      $3, Y22, Y22
+	VMOVQ       hybridBlock_scheduled+4400(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPTERNLOGD  $150, Y22, Y29, Y28
 	VPBLENDMD   Y17, Y16, K5, Y22
 	VPSHUFD     $177, Y22, Y22
-	VMOVQ       hybridBlock_scheduled+3360(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+4408(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPRORD      $17, Y21, Y29
 	VPRORD      $19, Y21, Y30
-	VPSRLD      $10, Y21, Y31
-	VMOVQ       hybridBlock_scheduled+3368(DI), X0
-	SHA256RNDS2 X0, X4, X3
-	VPTERNLOGD  $150, Y31, Y30, Y29
-	VPADDD      Y28, Y23, Y23
-	VMOVQ       hybridBlock_scheduled+3376(DI), X0
+	VMOVQ       hybridBlock_scheduled+5408(DI), X0
 	SHA256RNDS2 X0, X6, X5
+	VPSRLD      $10, Y21, Y31
+	VPTERNLOGD  $150, Y31, Y30, Y29
+	VMOVQ       hybridBlock_scheduled+5416(DI), X0
+	SHA256RNDS2 X0, X8, X7
+	VPADDD      Y28, Y23, Y23
 	VPADDD      Y22, Y23, Y23
 	VPADDD      Y29, Y23, Y23
-	VMOVQ       hybridBlock_scheduled+3384(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVQ       hybridBlock_scheduled+5424(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPADDD      hybridK<>+640(SB), Y23, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+640(DI)
-	VPRORD      $7, Y24, Y28
-	VMOVQ       hybridBlock_scheduled+4384(DI), X0
-	SHA256RNDS2 X0, X10, X9
-	VPRORD      $18, Y24, Y29
-	VPSRLD      $3, Y24, Y24
-	VMOVQ       hybridBlock_scheduled+4392(DI), X0
+	VMOVQ       hybridBlock_scheduled+5432(DI), X0
 	SHA256RNDS2 X0, X12, X11
+	VPRORD      $7, Y24, Y28
+	VPRORD      $18, Y24, Y29
+	VMOVQ       hybridBlock_scheduled+4432(DI), X0
+	SHA256RNDS2 X0, X1, X2
+	VPSRLD      $3, Y24, Y24
 	VPTERNLOGD  $150, Y24, Y29, Y28
 	VPBLENDMD   Y18, Y17, K5, Y24
-	VMOVQ       hybridBlock_scheduled+3392(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+4440(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPSHUFD     $177, Y24, Y24
 	VPRORD      $17, Y23, Y29
-	VPRORD      $19, Y23, Y30
-	VMOVQ       hybridBlock_scheduled+3400(DI), X0
-	SHA256RNDS2 X0, X3, X4
-	VPSRLD      $10, Y23, Y31
-	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+3408(DI), X0
+	VMOVQ       hybridBlock_scheduled+5440(DI), X0
 	SHA256RNDS2 X0, X5, X6
+	VPRORD      $19, Y23, Y30
+	VPSRLD      $10, Y23, Y31
+	VMOVQ       hybridBlock_scheduled+5448(DI), X0
+	SHA256RNDS2 X0, X7, X8
+	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y25, Y25
 	VPADDD      Y24, Y25, Y25
-	VPADDD      Y29, Y25, Y25
-	VMOVQ       hybridBlock_scheduled+3416(DI), X0
-	SHA256RNDS2 X0, X7, X8
-	VPADDD      hybridK<>+672(SB), Y25, Y28
-	VMOVDQU32   Y28, hybridBlock_scheduled+672(DI)
-	VMOVQ       hybridBlock_scheduled+4416(DI), X0
+	VMOVQ       hybridBlock_scheduled+5456(DI), X0
 	SHA256RNDS2 X0, X9, X10
-	VPRORD      $7, Y26, Y28
-	VPRORD      $18, Y26, Y29
-	VMOVQ       hybridBlock_scheduled+4424(DI), X0
+	VPADDD      Y29, Y25, Y25
+	VPADDD      hybridK<>+672(SB), Y25, Y28
+	VMOVQ       hybridBlock_scheduled+5464(DI), X0
 	SHA256RNDS2 X0, X11, X12
+	VMOVDQU32   Y28, hybridBlock_scheduled+672(DI)
+	VPRORD      $7, Y26, Y28
+	VMOVQ       hybridBlock_scheduled+4464(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPRORD      $18, Y26, Y29
 	VPSRLD      $3, Y26, Y26
 	VPTERNLOGD  $150, Y26, Y29, Y28
-	VPBLENDMD   Y21, Y18, K5, Y26
-	VMOVQ       hybridBlock_scheduled+3424(DI), X0
-	SHA256RNDS2 X0, X2, X1
-	VPSHUFD     $177, Y26, Y26
-	VPRORD      $17, Y25, Y29
-	VMOVQ       hybridBlock_scheduled+3432(DI), X0
+	VMOVQ       hybridBlock_scheduled+4472(DI), X0
 	SHA256RNDS2 X0, X4, X3
-	VPRORD      $19, Y25, Y30
-	VPSRLD      $10, Y25, Y31
-	VMOVQ       hybridBlock_scheduled+3440(DI), X0
+	VPBLENDMD   Y21, Y18, K5, Y26
+	VPSHUFD     $177, Y26, Y26
+	VMOVQ       hybridBlock_scheduled+5472(DI), X0
 	SHA256RNDS2 X0, X6, X5
+	VPRORD      $17, Y25, Y29
+	VPRORD      $19, Y25, Y30
+	VMOVQ       hybridBlock_scheduled+5480(DI), X0
+	SHA256RNDS2 X0, X8, X7
+	VPSRLD      $10, Y25, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y27, Y27
-	VPADDD      Y26, Y27, Y27
-	VMOVQ       hybridBlock_scheduled+3448(DI), X0
-	SHA256RNDS2 X0, X8, X7
-	VPADDD      Y29, Y27, Y27
-	VPADDD      hybridK<>+704(SB), Y27, Y28
-	VMOVQ       hybridBlock_scheduled+4448(DI), X0
+	VMOVQ       hybridBlock_scheduled+5488(DI), X0
 	SHA256RNDS2 X0, X10, X9
-	VMOVDQU32   Y28, hybridBlock_scheduled+704(DI)
-	VPRORD      $7, Y20, Y28
-	VMOVQ       hybridBlock_scheduled+4456(DI), X0
+	VPADDD      Y26, Y27, Y27
+	VPADDD      Y29, Y27, Y27
+	VMOVQ       hybridBlock_scheduled+5496(DI), X0
 	SHA256RNDS2 X0, X12, X11
+	VPADDD      hybridK<>+704(SB), Y27, Y28
+	VMOVDQU32   Y28, hybridBlock_scheduled+704(DI)
+	VMOVQ       hybridBlock_scheduled+4496(DI), X0
+	SHA256RNDS2 X0, X1, X2
+	VPRORD      $7, Y20, Y28
 	VPRORD      $18, Y20, Y29
+	VMOVQ       hybridBlock_scheduled+4504(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPSRLD      $3, Y20, Y20
 	VPTERNLOGD  $150, Y20, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+3456(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPBLENDMD   Y23, Y21, K5, Y20
+	VMOVQ       hybridBlock_scheduled+5504(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPSHUFD     $177, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+3464(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPRORD      $17, Y27, Y29
+	VMOVQ       hybridBlock_scheduled+5512(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPRORD      $19, Y27, Y30
 	VPSRLD      $10, Y27, Y31
-	VMOVQ       hybridBlock_scheduled+3472(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+5520(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y19, Y19
-	VMOVQ       hybridBlock_scheduled+3480(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y20, Y19, Y19
+	VMOVQ       hybridBlock_scheduled+5528(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPADDD      Y29, Y19, Y19
-	VMOVQ       hybridBlock_scheduled+4480(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPADDD      hybridK<>+736(SB), Y19, Y28
+	VMOVQ       hybridBlock_scheduled+4528(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VMOVDQU32   Y28, hybridBlock_scheduled+736(DI)
 	VPRORD      $7, Y22, Y28
-	VMOVQ       hybridBlock_scheduled+4488(DI), X0
-	SHA256RNDS2 X0, X11, X12
+	VMOVQ       hybridBlock_scheduled+4536(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPRORD      $18, Y22, Y29
 	VPSRLD      $3, Y22, Y22
-	VMOVQ       hybridBlock_scheduled+3488(DI), X0
-	SHA256RNDS2 X0, X2, X1
 	VPTERNLOGD  $150, Y22, Y29, Y28
+	VMOVQ       hybridBlock_scheduled+5536(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPBLENDMD   Y25, Y23, K5, Y22
-	VMOVQ       hybridBlock_scheduled+3496(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VPSHUFD     $177, Y22, Y22
+	VMOVQ       hybridBlock_scheduled+5544(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPRORD      $17, Y19, Y29
 	VPRORD      $19, Y19, Y30
-	VMOVQ       hybridBlock_scheduled+3504(DI), X0
-	SHA256RNDS2 X0, X6, X5
+	VMOVQ       hybridBlock_scheduled+5552(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPSRLD      $10, Y19, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+3512(DI), X0
-	SHA256RNDS2 X0, X8, X7
 	VPADDD      Y28, Y16, Y16
+	VMOVQ       hybridBlock_scheduled+5560(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPADDD      Y22, Y16, Y16
-	VMOVQ       hybridBlock_scheduled+4512(DI), X0
-	SHA256RNDS2 X0, X10, X9
 	VPADDD      Y29, Y16, Y16
+	VMOVQ       hybridBlock_scheduled+4560(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPADDD      hybridK<>+768(SB), Y16, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+768(DI)
-	VMOVQ       hybridBlock_scheduled+4520(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+4568(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPRORD      $7, Y24, Y28
 	VPRORD      $18, Y24, Y29
-	VMOVQ       hybridBlock_scheduled+3520(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPSRLD      $3, Y24, Y24
+	VMOVQ       hybridBlock_scheduled+5568(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPTERNLOGD  $150, Y24, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+3528(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPBLENDMD   Y27, Y25, K5, Y24
+	VMOVQ       hybridBlock_scheduled+5576(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPSHUFD     $177, Y24, Y24
 	VPRORD      $17, Y16, Y29
-	VMOVQ       hybridBlock_scheduled+3536(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+5584(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPRORD      $19, Y16, Y30
 	VPSRLD      $10, Y16, Y31
-	VMOVQ       hybridBlock_scheduled+3544(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPTERNLOGD  $150, Y31, Y30, Y29
+	VMOVQ       hybridBlock_scheduled+5592(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPADDD      Y28, Y17, Y17
 	VPADDD      Y24, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+4544(DI), X0
-	SHA256RNDS2 X0, X9, X10
+	VMOVQ       hybridBlock_scheduled+4592(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      Y29, Y17, Y17
 	VPADDD      hybridK<>+800(SB), Y17, Y28
-	VMOVQ       hybridBlock_scheduled+4552(DI), X0
-	SHA256RNDS2 X0, X11, X12
+	VMOVQ       hybridBlock_scheduled+4600(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VMOVDQU32   Y28, hybridBlock_scheduled+800(DI)
 	VPRORD      $7, Y26, Y28
-	VMOVQ       hybridBlock_scheduled+3552(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+5600(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPRORD      $18, Y26, Y29
 	VPSRLD      $3, Y26, Y26
 	VPTERNLOGD  $150, Y26, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+3560(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+5608(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPBLENDMD   Y19, Y27, K5, Y26
 	VPSHUFD     $177, Y26, Y26
-	VMOVQ       hybridBlock_scheduled+3568(DI), X0
-	SHA256RNDS2 X0, X6, X5
+	VMOVQ       hybridBlock_scheduled+5616(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPRORD      $17, Y17, Y29
 	VPRORD      $19, Y17, Y30
-	VMOVQ       hybridBlock_scheduled+3576(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVQ       hybridBlock_scheduled+5624(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPSRLD      $10, Y17, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y18, Y18
-	VMOVQ       hybridBlock_scheduled+4576(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+4624(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPADDD      Y26, Y18, Y18
 	VPADDD      Y29, Y18, Y18
-	VMOVQ       hybridBlock_scheduled+4584(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+4632(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPADDD      hybridK<>+832(SB), Y18, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+832(DI)
-	VMOVQ       hybridBlock_scheduled+3584(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+5632(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPRORD      $7, Y20, Y28
 	VPRORD      $18, Y20, Y29
 	VPSRLD      $3, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+3592(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+5640(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPTERNLOGD  $150, Y20, Y29, Y28
 	VPBLENDMD   Y16, Y19, K5, Y20
-	VMOVQ       hybridBlock_scheduled+3600(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+5648(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPSHUFD     $177, Y20, Y20
 	VPRORD      $17, Y18, Y29
+	VMOVQ       hybridBlock_scheduled+5656(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPRORD      $19, Y18, Y30
-	VMOVQ       hybridBlock_scheduled+3608(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPSRLD      $10, Y18, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+4608(DI), X0
-	SHA256RNDS2 X0, X9, X10
+	VMOVQ       hybridBlock_scheduled+4656(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      Y28, Y21, Y21
 	VPADDD      Y20, Y21, Y21
-	VMOVQ       hybridBlock_scheduled+4616(DI), X0
-	SHA256RNDS2 X0, X11, X12
+	VMOVQ       hybridBlock_scheduled+4664(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPADDD      Y29, Y21, Y21
 	VPADDD      hybridK<>+864(SB), Y21, Y28
+	VMOVQ       hybridBlock_scheduled+5664(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VMOVDQU32   Y28, hybridBlock_scheduled+864(DI)
-	VMOVQ       hybridBlock_scheduled+3616(DI), X0
-	SHA256RNDS2 X0, X2, X1
 	VPRORD      $7, Y22, Y28
 	VPRORD      $18, Y22, Y29
-	VMOVQ       hybridBlock_scheduled+3624(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+5672(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPSRLD      $3, Y22, Y22
 	VPTERNLOGD  $150, Y22, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+3632(DI), X0
-	SHA256RNDS2 X0, X6, X5
+	VMOVQ       hybridBlock_scheduled+5680(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPBLENDMD   Y17, Y16, K5, Y16
 	VPSHUFD     $177, Y16, Y16
+	VMOVQ       hybridBlock_scheduled+5688(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPRORD      $17, Y21, Y22
-	VMOVQ       hybridBlock_scheduled+3640(DI), X0
-	SHA256RNDS2 X0, X8, X7
 	VPRORD      $19, Y21, Y29
 	VPSRLD      $10, Y21, Y30
-	VMOVQ       hybridBlock_scheduled+4640(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+4688(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPTERNLOGD  $150, Y30, Y29, Y22
 	VPADDD      Y28, Y23, Y23
-	VMOVQ       hybridBlock_scheduled+4648(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+4696(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPADDD      Y16, Y23, Y16
 	VPADDD      Y22, Y16, Y16
+	VMOVQ       hybridBlock_scheduled+5696(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPADDD      hybridK<>+896(SB), Y16, Y22
-	VMOVQ       hybridBlock_scheduled+3648(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VMOVDQU32   Y22, hybridBlock_scheduled+896(DI)
+	VMOVQ       hybridBlock_scheduled+5704(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPRORD      $7, Y24, Y22
-	VMOVQ       hybridBlock_scheduled+3656(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPRORD      $18, Y24, Y23
 	VPSRLD      $3, Y24, Y24
-	VPTERNLOGD  $150, Y24, Y23, Y22
-	VMOVQ       hybridBlock_scheduled+3664(DI), X0
-	SHA256RNDS2 X0, X5, X6
-	VPBLENDMD   Y18, Y17, K5, Y17
-	VPSHUFD     $177, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+3672(DI), X0
-	SHA256RNDS2 X0, X7, X8
-	VPRORD      $17, Y16, Y23
-	VPRORD      $19, Y16, Y24
-	VMOVQ       hybridBlock_scheduled+4672(DI), X0
+	VMOVQ       hybridBlock_scheduled+5712(DI), X0
 	SHA256RNDS2 X0, X9, X10
+	VPTERNLOGD  $150, Y24, Y23, Y22
+	VPBLENDMD   Y18, Y17, K5, Y17
+	VMOVQ       hybridBlock_scheduled+5720(DI), X0
+	SHA256RNDS2 X0, X11, X12
+	VPSHUFD     $177, Y17, Y17
+	VPRORD      $17, Y16, Y23
+	VMOVQ       hybridBlock_scheduled+4720(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPRORD      $19, Y16, Y24
 	VPSRLD      $10, Y16, Y28
 	VPTERNLOGD  $150, Y28, Y24, Y23
-	VPADDD      Y22, Y25, Y22
-	VMOVQ       hybridBlock_scheduled+4680(DI), X0
-	SHA256RNDS2 X0, X11, X12
-	VPADDD      Y17, Y22, Y17
-	VPADDD      Y23, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+3680(DI), X0
-	SHA256RNDS2 X0, X2, X1
-	VPADDD      hybridK<>+928(SB), Y17, Y22
-	VMOVDQU32   Y22, hybridBlock_scheduled+928(DI)
-	VMOVQ       hybridBlock_scheduled+3688(DI), X0
+	VMOVQ       hybridBlock_scheduled+4728(DI), X0
 	SHA256RNDS2 X0, X4, X3
+	VPADDD      Y22, Y25, Y22
+	VPADDD      Y17, Y22, Y17
+	VMOVQ       hybridBlock_scheduled+5728(DI), X0
+	SHA256RNDS2 X0, X6, X5
+	VPADDD      Y23, Y17, Y17
+	VPADDD      hybridK<>+928(SB), Y17, Y22
+	VMOVQ       hybridBlock_scheduled+5736(DI), X0
+	SHA256RNDS2 X0, X8, X7
+	VMOVDQU32   Y22, hybridBlock_scheduled+928(DI)
 	VPRORD      $7, Y26, Y22
 	VPRORD      $18, Y26, Y23
-	VPSRLD      $3, Y26, Y24
-	VMOVQ       hybridBlock_scheduled+3696(DI), X0
-	SHA256RNDS2 X0, X6, X5
-	VPTERNLOGD  $150, Y24, Y23, Y22
-	VPBLENDMD   Y21, Y18, K5, Y18
-	VMOVQ       hybridBlock_scheduled+3704(DI), X0
-	SHA256RNDS2 X0, X8, X7
-	VPSHUFD     $177, Y18, Y18
-	VPRORD      $17, Y17, Y23
-	VMOVQ       hybridBlock_scheduled+4704(DI), X0
+	VMOVQ       hybridBlock_scheduled+5744(DI), X0
 	SHA256RNDS2 X0, X10, X9
+	VPSRLD      $3, Y26, Y24
+	VPTERNLOGD  $150, Y24, Y23, Y22
+	VMOVQ       hybridBlock_scheduled+5752(DI), X0
+	SHA256RNDS2 X0, X12, X11
+	VPBLENDMD   Y21, Y18, K5, Y18
+	VPSHUFD     $177, Y18, Y18
+	VMOVQ       hybridBlock_scheduled+4752(DI), X0
+	SHA256RNDS2 X0, X1, X2
+	VPRORD      $17, Y17, Y23
 	VPRORD      $19, Y17, Y24
 	VPSRLD      $10, Y17, Y17
+	VMOVQ       hybridBlock_scheduled+4760(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPTERNLOGD  $150, Y17, Y24, Y23
-	VMOVQ       hybridBlock_scheduled+4712(DI), X0
-	SHA256RNDS2 X0, X12, X11
 	VPADDD      Y22, Y27, Y17
+	VMOVQ       hybridBlock_scheduled+5760(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y18, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+3712(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPADDD      Y23, Y17, Y17
+	VMOVQ       hybridBlock_scheduled+5768(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPADDD      hybridK<>+960(SB), Y17, Y18
 	VMOVDQU32   Y18, hybridBlock_scheduled+960(DI)
-	VMOVQ       hybridBlock_scheduled+3720(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPRORD      $7, Y20, Y18
+	VMOVQ       hybridBlock_scheduled+5776(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPRORD      $18, Y20, Y22
-	VMOVQ       hybridBlock_scheduled+3728(DI), X0
-	SHA256RNDS2 X0, X5, X6
 	VPSRLD      $3, Y20, Y20
+	VMOVQ       hybridBlock_scheduled+5784(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPTERNLOGD  $150, Y20, Y22, Y18
-	VMOVQ       hybridBlock_scheduled+3736(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPBLENDMD   Y16, Y21, K5, Y16
+	VMOVQ       hybridBlock_scheduled+4784(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPSHUFD     $177, Y16, Y16
 	VPRORD      $17, Y17, Y20
-	VMOVQ       hybridBlock_scheduled+4736(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPRORD      $19, Y17, Y21
+	VMOVQ       hybridBlock_scheduled+4792(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPSRLD      $10, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+4744(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPTERNLOGD  $150, Y17, Y21, Y20
+	VMOVQ       hybridBlock_scheduled+5792(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPADDD      Y18, Y19, Y17
-	VMOVQ       hybridBlock_scheduled+3744(DI), X0
-	SHA256RNDS2 X0, X2, X1
 	VPADDD      Y16, Y17, Y16
+	VMOVQ       hybridBlock_scheduled+5800(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPADDD      Y20, Y16, Y16
 	VPADDD      hybridK<>+992(SB), Y16, Y17
-	VMOVQ       hybridBlock_scheduled+3752(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VMOVDQU32   Y17, hybridBlock_scheduled+992(DI)
+	VMOVQ       hybridBlock_scheduled+5808(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPBROADCASTQ (R8), Y16
-	VMOVQ       hybridBlock_scheduled+3760(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VPADDD      224(SI), Y16, Y16
+	VMOVQ       hybridBlock_scheduled+5816(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPADDD      hybridK<>+256(SB), Y16, Y17
-	VMOVQ       hybridBlock_scheduled+3768(DI), X0
-	SHA256RNDS2 X0, X8, X7
 	VMOVDQU32   Y17, hybridBlock_scheduled+1280(DI)
+	VMOVQ       hybridBlock_scheduled+4816(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPRORD      $17, Y16, Y17
 	VPRORD      $19, Y16, Y18
-	VMOVQ       hybridBlock_scheduled+4768(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+4824(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPSRLD      $10, Y16, Y19
 	VPTERNLOGD  $150, Y19, Y18, Y17
-	VMOVQ       hybridBlock_scheduled+4776(DI), X0
-	SHA256RNDS2 X0, X12, X11
 	VPBROADCASTQ 8(R8), Y18
+	VMOVQ       hybridBlock_scheduled+5824(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y18, Y17, Y17
 	VPADDD      hybridK<>+288(SB), Y17, Y18
-	VMOVQ       hybridBlock_scheduled+3776(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+5832(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VMOVDQU32   Y18, hybridBlock_scheduled+1312(DI)
 	VPRORD      $17, Y17, Y18
-	VMOVQ       hybridBlock_scheduled+3784(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+5840(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPRORD      $19, Y17, Y19
 	VPSRLD      $10, Y17, Y20
-	VMOVQ       hybridBlock_scheduled+3792(DI), X0
-	SHA256RNDS2 X0, X5, X6
 	VPTERNLOGD  $150, Y20, Y19, Y18
+	VMOVQ       hybridBlock_scheduled+5848(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPADDD      hybridBlock_shared+0(DI), Y18, Y18
 	VPADDD      hybridK<>+320(SB), Y18, Y19
-	VMOVQ       hybridBlock_scheduled+3800(DI), X0
-	SHA256RNDS2 X0, X7, X8
+	VMOVQ       hybridBlock_scheduled+4848(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VMOVDQU32   Y19, hybridBlock_scheduled+1344(DI)
 	VPBROADCASTQ hybridBlock_tail+40(DI), Y19
-	VMOVQ       hybridBlock_scheduled+4800(DI), X0
-	SHA256RNDS2 X0, X9, X10
+	VMOVQ       hybridBlock_scheduled+4856(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPBLENDMD   Y16, Y19, K5, Y20
 	VPSHUFD     $177, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+4808(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPRORD      $17, Y18, Y21
+	VMOVQ       hybridBlock_scheduled+5856(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPRORD      $19, Y18, Y22
 	VPSRLD      $10, Y18, Y23
-	VMOVQ       hybridBlock_scheduled+3808(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+5864(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPTERNLOGD  $150, Y23, Y22, Y21
 	VPADDD      hybridBlock_shared+32(DI), Y20, Y22
-	VMOVQ       hybridBlock_scheduled+3816(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+5872(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPADDD      Y21, Y22, Y21
 	VPADDD      hybridK<>+352(SB), Y21, Y22
-	VMOVQ       hybridBlock_scheduled+3824(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VMOVDQU32   Y22, hybridBlock_scheduled+1376(DI)
+	VMOVQ       hybridBlock_scheduled+5880(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPBLENDMD   Y17, Y16, K5, Y22
 	VPSHUFD     $177, Y22, Y22
-	VMOVQ       hybridBlock_scheduled+3832(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVQ       hybridBlock_scheduled+4880(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPRORD      $17, Y21, Y23
 	VPRORD      $19, Y21, Y24
-	VMOVQ       hybridBlock_scheduled+4832(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+4888(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPSRLD      $10, Y21, Y25
 	VPTERNLOGD  $150, Y25, Y24, Y23
 	VPADDD      hybridBlock_shared+64(DI), Y22, Y24
-	VMOVQ       hybridBlock_scheduled+4840(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+5888(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y23, Y24, Y23
 	VPADDD      hybridK<>+384(SB), Y23, Y24
-	VMOVQ       hybridBlock_scheduled+3840(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+5896(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VMOVDQU32   Y24, hybridBlock_scheduled+1408(DI)
 	VPBLENDMD   Y18, Y17, K5, Y24
-	VMOVQ       hybridBlock_scheduled+3848(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+5904(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPSHUFD     $177, Y24, Y24
 	VPRORD      $17, Y23, Y25
 	VPRORD      $19, Y23, Y26
-	VMOVQ       hybridBlock_scheduled+3856(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+5912(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPSRLD      $10, Y23, Y27
 	VPTERNLOGD  $150, Y27, Y26, Y25
-	VMOVQ       hybridBlock_scheduled+3864(DI), X0
-	SHA256RNDS2 X0, X7, X8
+	VMOVQ       hybridBlock_scheduled+4912(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      hybridBlock_shared+96(DI), Y24, Y26
 	VPADDD      Y25, Y26, Y25
-	VMOVQ       hybridBlock_scheduled+4864(DI), X0
-	SHA256RNDS2 X0, X9, X10
+	VMOVQ       hybridBlock_scheduled+4920(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPADDD      hybridK<>+416(SB), Y25, Y26
 	VMOVDQU32   Y26, hybridBlock_scheduled+1440(DI)
+	VMOVQ       hybridBlock_scheduled+5920(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPBLENDMD   Y21, Y18, K5, Y26
-	VMOVQ       hybridBlock_scheduled+4872(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPSHUFD     $177, Y26, Y26
 	VPRORD      $17, Y25, Y27
-	VMOVQ       hybridBlock_scheduled+3872(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+5928(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPRORD      $19, Y25, Y28
 	VPSRLD      $10, Y25, Y29
-	VMOVQ       hybridBlock_scheduled+3880(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+5936(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPTERNLOGD  $150, Y29, Y28, Y27
 	VPADDD      hybridBlock_shared+128(DI), Y26, Y28
+	VMOVQ       hybridBlock_scheduled+5944(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPADDD      Y27, Y28, Y27
-	VMOVQ       hybridBlock_scheduled+3888(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VPADDD      hybridK<>+448(SB), Y27, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+1472(DI)
-	VMOVQ       hybridBlock_scheduled+3896(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVQ       hybridBlock_scheduled+4944(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPRORD      $7, Y20, Y28
 	VPRORD      $18, Y20, Y29
+	VMOVQ       hybridBlock_scheduled+4952(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPSRLD      $3, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+4896(DI), X0
-	SHA256RNDS2 X0, X10, X9
 	VPTERNLOGD  $150, Y20, Y29, Y28
+	VMOVQ       hybridBlock_scheduled+5952(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPBLENDMD   Y23, Y21, K5, Y20
-	VMOVQ       hybridBlock_scheduled+4904(DI), X0
-	SHA256RNDS2 X0, X12, X11
 	VPSHUFD     $177, Y20, Y20
 	VPRORD      $17, Y27, Y29
-	VMOVQ       hybridBlock_scheduled+3904(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+5960(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPRORD      $19, Y27, Y30
 	VPSRLD      $10, Y27, Y31
+	VMOVQ       hybridBlock_scheduled+5968(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+3912(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPADDD      Y28, Y19, Y19
+	VMOVQ       hybridBlock_scheduled+5976(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPADDD      Y20, Y19, Y19
-	VMOVQ       hybridBlock_scheduled+3920(DI), X0
-	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y29, Y19, Y19
 	VPADDD      hybridK<>+480(SB), Y19, Y28
-	VMOVQ       hybridBlock_scheduled+3928(DI), X0
-	SHA256RNDS2 X0, X7, X8
+	VMOVQ       hybridBlock_scheduled+4976(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VMOVDQU32   Y28, hybridBlock_scheduled+1504(DI)
 	VPRORD      $7, Y22, Y28
+	VMOVQ       hybridBlock_scheduled+4984(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPRORD      $18, Y22, Y29
-	VMOVQ       hybridBlock_scheduled+4928(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPSRLD      $3, Y22, Y22
+	VMOVQ       hybridBlock_scheduled+5984(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPTERNLOGD  $150, Y22, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+4936(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPBLENDMD   Y25, Y23, K5, Y22
 	VPSHUFD     $177, Y22, Y22
-	VMOVQ       hybridBlock_scheduled+3936(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+5992(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPRORD      $17, Y19, Y29
 	VPRORD      $19, Y19, Y30
+	VMOVQ       hybridBlock_scheduled+6000(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPSRLD      $10, Y19, Y31
-	VMOVQ       hybridBlock_scheduled+3944(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VPTERNLOGD  $150, Y31, Y30, Y29
+	VMOVQ       hybridBlock_scheduled+6008(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPADDD      Y28, Y16, Y16
-	VMOVQ       hybridBlock_scheduled+3952(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VPADDD      Y22, Y16, Y16
 	VPADDD      Y29, Y16, Y16
-	VMOVQ       hybridBlock_scheduled+3960(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVQ       hybridBlock_scheduled+5008(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPADDD      hybridK<>+512(SB), Y16, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+1536(DI)
+	VMOVQ       hybridBlock_scheduled+5016(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPRORD      $7, Y24, Y28
-	VMOVQ       hybridBlock_scheduled+4960(DI), X0
-	SHA256RNDS2 X0, X10, X9
 	VPRORD      $18, Y24, Y29
+	VMOVQ       hybridBlock_scheduled+6016(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPSRLD      $3, Y24, Y24
-	VMOVQ       hybridBlock_scheduled+4968(DI), X0
-	SHA256RNDS2 X0, X12, X11
 	VPTERNLOGD  $150, Y24, Y29, Y28
+	VMOVQ       hybridBlock_scheduled+6024(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPBLENDMD   Y27, Y25, K5, Y24
 	VPSHUFD     $177, Y24, Y24
-	VMOVQ       hybridBlock_scheduled+3968(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPRORD      $17, Y16, Y29
+	VMOVQ       hybridBlock_scheduled+6032(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPRORD      $19, Y16, Y30
-	VMOVQ       hybridBlock_scheduled+3976(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPSRLD      $10, Y16, Y31
+	VMOVQ       hybridBlock_scheduled+6040(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+3984(DI), X0
-	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y28, Y17, Y17
+	VMOVQ       hybridBlock_scheduled+5040(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      Y24, Y17, Y17
 	VPADDD      Y29, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+3992(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPADDD      hybridK<>+544(SB), Y17, Y28
+	VMOVQ       hybridBlock_scheduled+5048(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VMOVDQU32   Y28, hybridBlock_scheduled+1568(DI)
-	VMOVQ       hybridBlock_scheduled+4992(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPRORD      $7, Y26, Y28
+	VMOVQ       hybridBlock_scheduled+6048(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPRORD      $18, Y26, Y29
-	VMOVQ       hybridBlock_scheduled+5000(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPSRLD      $3, Y26, Y26
+	VMOVQ       hybridBlock_scheduled+6056(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPTERNLOGD  $150, Y26, Y29, Y28
 	VPBLENDMD   Y19, Y27, K5, Y26
-	VMOVQ       hybridBlock_scheduled+4000(DI), X0
-	SHA256RNDS2 X0, X2, X1
 	VPSHUFD     $177, Y26, Y26
+	VMOVQ       hybridBlock_scheduled+6064(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPRORD      $17, Y17, Y29
-	VMOVQ       hybridBlock_scheduled+4008(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VPRORD      $19, Y17, Y30
+	VMOVQ       hybridBlock_scheduled+6072(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPSRLD      $10, Y17, Y31
-	VMOVQ       hybridBlock_scheduled+4016(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VPTERNLOGD  $150, Y31, Y30, Y29
+	VMOVQ       hybridBlock_scheduled+5072(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPADDD      Y28, Y18, Y18
 	VPADDD      Y26, Y18, Y18
-	VMOVQ       hybridBlock_scheduled+4024(DI), X0
-	SHA256RNDS2 X0, X8, X7
 	VPADDD      Y29, Y18, Y18
+	VMOVQ       hybridBlock_scheduled+5080(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPADDD      hybridK<>+576(SB), Y18, Y28
-	VMOVQ       hybridBlock_scheduled+5024(DI), X0
-	SHA256RNDS2 X0, X10, X9
 	VMOVDQU32   Y28, hybridBlock_scheduled+1600(DI)
+	VMOVQ       hybridBlock_scheduled+6080(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPRORD      $7, Y20, Y28
 	VPRORD      $18, Y20, Y29
-	VMOVQ       hybridBlock_scheduled+5032(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+6088(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPSRLD      $3, Y20, Y20
 	VPTERNLOGD  $150, Y20, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+4032(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPBLENDMD   Y16, Y19, K5, Y20
+	VMOVQ       hybridBlock_scheduled+6096(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPSHUFD     $177, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+4040(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPRORD      $17, Y18, Y29
+	VMOVQ       hybridBlock_scheduled+6104(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPRORD      $19, Y18, Y30
 	VPSRLD      $10, Y18, Y31
-	VMOVQ       hybridBlock_scheduled+4048(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+5104(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y21, Y21
-	VMOVQ       hybridBlock_scheduled+4056(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y20, Y21, Y21
+	VMOVQ       hybridBlock_scheduled+5112(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPADDD      Y29, Y21, Y21
-	VMOVQ       hybridBlock_scheduled+5056(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPADDD      hybridK<>+608(SB), Y21, Y28
+	VMOVQ       hybridBlock_scheduled+6112(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VMOVDQU32   Y28, hybridBlock_scheduled+1632(DI)
 	VPRORD      $7, Y22, Y28
-	VMOVQ       hybridBlock_scheduled+5064(DI), X0
-	SHA256RNDS2 X0, X11, X12
+	VMOVQ       hybridBlock_scheduled+6120(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPRORD      $18, Y22, Y29
 	VPSRLD      $3, Y22, Y22
-	VMOVQ       hybridBlock_scheduled+4064(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+6128(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPTERNLOGD  $150, Y22, Y29, Y28
 	VPBLENDMD   Y17, Y16, K5, Y22
-	VMOVQ       hybridBlock_scheduled+4072(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VPSHUFD     $177, Y22, Y22
+	VMOVQ       hybridBlock_scheduled+6136(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPRORD      $17, Y21, Y29
 	VPRORD      $19, Y21, Y30
-	VMOVQ       hybridBlock_scheduled+4080(DI), X0
-	SHA256RNDS2 X0, X6, X5
+	VMOVDQU     X11, hybridBlock_digests+44(DI)
 	VPSRLD      $10, Y21, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+4088(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVDQU     X9, hybridBlock_digests+40(DI)
 	VPADDD      Y28, Y23, Y23
 	VPADDD      Y22, Y23, Y23
 	VPADDD      Y29, Y23, Y23
-	VMOVQ       hybridBlock_scheduled+5088(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X7, hybridBlock_digests+36(DI)
 	VPADDD      hybridK<>+640(SB), Y23, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+1664(DI)
-	VMOVQ       hybridBlock_scheduled+5096(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVDQU     X5, hybridBlock_digests+32(DI)
 	VPRORD      $7, Y24, Y28
 	VPRORD      $18, Y24, Y29
-	VPUNPCKHDQ  X3, X1, X2
-	VPUNPCKHDQ  X7, X5, X6
-	VPUNPCKHDQ  X11, X9, X10
+	VMOVDQU     X3, hybridBlock_digests+28(DI)
 	VPSRLD      $3, Y24, Y24
 	VPTERNLOGD  $150, Y24, Y29, Y28
 	VPBLENDMD   Y18, Y17, K5, Y24
-	VPUNPCKHQDQ X6, X2, X2
-	VPSHUFD     $238, X10, X10
-	VMOVDQU     X2, hybridBlock_digests+0(DI)
-	VMOVQ       X10, hybridBlock_digests+16(DI)
+	VMOVDQU     X1, hybridBlock_digests+24(DI)
 	VPSHUFD     $177, Y24, Y24
 	VPRORD      $17, Y23, Y29
 	VMOVDQU     hybridInitial<>+0(SB), X1
@@ -3923,860 +3922,859 @@ same:
 	VMOVDQU     hybridInitial<>+16(SB), X12
 	VPBLENDMD   Y21, Y18, K5, Y26
 	VPSHUFD     $177, Y26, Y26
-	VMOVQ       hybridBlock_scheduled+4112(DI), X0
+	VMOVQ       hybridBlock_scheduled+3072(DI), X0
 	SHA256RNDS2 X0, X1, X2
 	VPRORD      $17, Y25, Y29
 	VPRORD      $19, Y25, Y30
-	VPSRLD      $10, Y25, Y31
-	VMOVQ       hybridBlock_scheduled+4120(DI), X0
+	VMOVQ       hybridBlock_scheduled+3080(DI), X0
 	SHA256RNDS2 X0, X3, X4
+	VPSRLD      $10, Y25, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y27, Y27
-	VMOVQ       hybridBlock_scheduled+5120(DI), X0
+	VMOVQ       hybridBlock_scheduled+3088(DI), X0
 	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y26, Y27, Y27
 	VPADDD      Y29, Y27, Y27
-	VMOVQ       hybridBlock_scheduled+5128(DI), X0
+	VMOVQ       hybridBlock_scheduled+3096(DI), X0
 	SHA256RNDS2 X0, X7, X8
 	VPADDD      hybridK<>+704(SB), Y27, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+1728(DI)
-	VPRORD      $7, Y20, Y28
-	VMOVQ       hybridBlock_scheduled+5136(DI), X0
+	VMOVQ       hybridBlock_scheduled+4096(DI), X0
 	SHA256RNDS2 X0, X9, X10
+	VPRORD      $7, Y20, Y28
 	VPRORD      $18, Y20, Y29
-	VPSRLD      $3, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+5144(DI), X0
+	VMOVQ       hybridBlock_scheduled+4104(DI), X0
 	SHA256RNDS2 X0, X11, X12
+	VPSRLD      $3, Y20, Y20
 	VPTERNLOGD  $150, Y20, Y29, Y28
 	VPBLENDMD   Y23, Y21, K5, Y20
-	VMOVQ       hybridBlock_scheduled+4144(DI), X0
+	VMOVQ       hybridBlock_scheduled+3104(DI), X0
 	SHA256RNDS2 X0, X2, X1
 	VPSHUFD     $177, Y20, Y20
 	VPRORD      $17, Y27, Y29
-	VPRORD      $19, Y27, Y30
-	VMOVQ       hybridBlock_scheduled+4152(DI), X0
+	VMOVQ       hybridBlock_scheduled+3112(DI), X0
 	SHA256RNDS2 X0, X4, X3
+	VPRORD      $19, Y27, Y30
 	VPSRLD      $10, Y27, Y31
-	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+5152(DI), X0
+	VMOVQ       hybridBlock_scheduled+3120(DI), X0
 	SHA256RNDS2 X0, X6, X5
+	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y19, Y19
 	VPADDD      Y20, Y19, Y19
-	VMOVQ       hybridBlock_scheduled+5160(DI), X0
+	VMOVQ       hybridBlock_scheduled+3128(DI), X0
 	SHA256RNDS2 X0, X8, X7
 	VPADDD      Y29, Y19, Y19
 	VPADDD      hybridK<>+736(SB), Y19, Y28
-	VMOVDQU32   Y28, hybridBlock_scheduled+1760(DI)
-	VMOVQ       hybridBlock_scheduled+5168(DI), X0
+	VMOVQ       hybridBlock_scheduled+4128(DI), X0
 	SHA256RNDS2 X0, X10, X9
+	VMOVDQU32   Y28, hybridBlock_scheduled+1760(DI)
 	VPRORD      $7, Y22, Y28
-	VPRORD      $18, Y22, Y29
-	VMOVQ       hybridBlock_scheduled+5176(DI), X0
+	VMOVQ       hybridBlock_scheduled+4136(DI), X0
 	SHA256RNDS2 X0, X12, X11
+	VPRORD      $18, Y22, Y29
 	VPSRLD      $3, Y22, Y22
 	VPTERNLOGD  $150, Y22, Y29, Y28
-	VPBLENDMD   Y25, Y23, K5, Y22
-	VMOVQ       hybridBlock_scheduled+4176(DI), X0
+	VMOVQ       hybridBlock_scheduled+3136(DI), X0
 	SHA256RNDS2 X0, X1, X2
+	VPBLENDMD   Y25, Y23, K5, Y22
 	VPSHUFD     $177, Y22, Y22
-	VPRORD      $17, Y19, Y29
-	VMOVQ       hybridBlock_scheduled+4184(DI), X0
+	VMOVQ       hybridBlock_scheduled+3144(DI), X0
 	SHA256RNDS2 X0, X3, X4
+	VPRORD      $17, Y19, Y29
 	VPRORD      $19, Y19, Y30
-	VPSRLD      $10, Y19, Y31
-	VMOVQ       hybridBlock_scheduled+5184(DI), X0
+	VMOVQ       hybridBlock_scheduled+3152(DI), X0
 	SHA256RNDS2 X0, X5, X6
+	VPSRLD      $10, Y19, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y16, Y16
-	VPADDD      Y22, Y16, Y16
-	VMOVQ       hybridBlock_scheduled+5192(DI), X0
+	VMOVQ       hybridBlock_scheduled+3160(DI), X0
 	SHA256RNDS2 X0, X7, X8
+	VPADDD      Y22, Y16, Y16
 	VPADDD      Y29, Y16, Y16
-	VPADDD      hybridK<>+768(SB), Y16, Y28
-	VMOVQ       hybridBlock_scheduled+5200(DI), X0
+	VMOVQ       hybridBlock_scheduled+4160(DI), X0
 	SHA256RNDS2 X0, X9, X10
+	VPADDD      hybridK<>+768(SB), Y16, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+1792(DI)
-	VPRORD      $7, Y24, Y28
-	VMOVQ       hybridBlock_scheduled+5208(DI), X0
+	VMOVQ       hybridBlock_scheduled+4168(DI), X0
 	SHA256RNDS2 X0, X11, X12
+	VPRORD      $7, Y24, Y28
 	VPRORD      $18, Y24, Y29
 	VPSRLD      $3, Y24, Y24
-	VPTERNLOGD  $150, Y24, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+4208(DI), X0
+	VMOVQ       hybridBlock_scheduled+3168(DI), X0
 	SHA256RNDS2 X0, X2, X1
+	VPTERNLOGD  $150, Y24, Y29, Y28
 	VPBLENDMD   Y27, Y25, K5, Y24
-	VPSHUFD     $177, Y24, Y24
-	VMOVQ       hybridBlock_scheduled+4216(DI), X0
+	VMOVQ       hybridBlock_scheduled+3176(DI), X0
 	SHA256RNDS2 X0, X4, X3
+	VPSHUFD     $177, Y24, Y24
 	VPRORD      $17, Y16, Y29
-	VPRORD      $19, Y16, Y30
-	VMOVQ       hybridBlock_scheduled+5216(DI), X0
+	VMOVQ       hybridBlock_scheduled+3184(DI), X0
 	SHA256RNDS2 X0, X6, X5
+	VPRORD      $19, Y16, Y30
 	VPSRLD      $10, Y16, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VPADDD      Y28, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+5224(DI), X0
+	VMOVQ       hybridBlock_scheduled+3192(DI), X0
 	SHA256RNDS2 X0, X8, X7
+	VPADDD      Y28, Y17, Y17
 	VPADDD      Y24, Y17, Y17
-	VPADDD      Y29, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+5232(DI), X0
+	VMOVQ       hybridBlock_scheduled+4192(DI), X0
 	SHA256RNDS2 X0, X10, X9
+	VPADDD      Y29, Y17, Y17
 	VPADDD      hybridK<>+800(SB), Y17, Y28
+	VMOVQ       hybridBlock_scheduled+4200(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VMOVDQU32   Y28, hybridBlock_scheduled+1824(DI)
 	VPRORD      $7, Y26, Y28
-	VMOVQ       hybridBlock_scheduled+5240(DI), X0
-	SHA256RNDS2 X0, X12, X11
-	VPRORD      $18, Y26, Y29
-	VPSRLD      $3, Y26, Y26
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X1, X2
+	VPRORD      $18, Y26, Y29
+	VPSRLD      $3, Y26, Y26
 	VPTERNLOGD  $150, Y26, Y29, Y28
-	VPBLENDMD   Y19, Y27, K5, Y26
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X3, X4
+	VPBLENDMD   Y19, Y27, K5, Y26
 	VPSHUFD     $177, Y26, Y26
+	VMOVQ       hybridPadK<>+0(SB), X0
+	SHA256RNDS2 X0, X5, X6
 	VPRORD      $17, Y17, Y29
 	VPRORD      $19, Y17, Y30
 	VMOVQ       hybridPadK<>+0(SB), X0
-	SHA256RNDS2 X0, X5, X6
+	SHA256RNDS2 X0, X7, X8
 	VPSRLD      $10, Y17, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridPadK<>+0(SB), X0
-	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y28, Y18, Y18
-	VPADDD      Y26, Y18, Y18
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X9, X10
+	VPADDD      Y26, Y18, Y18
 	VPADDD      Y29, Y18, Y18
-	VPADDD      hybridK<>+832(SB), Y18, Y28
-	VMOVDQU32   Y28, hybridBlock_scheduled+1856(DI)
 	VMOVQ       hybridPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X11, X12
-	VPRORD      $7, Y20, Y28
-	VPRORD      $18, Y20, Y29
+	VPADDD      hybridK<>+832(SB), Y18, Y28
+	VMOVDQU32   Y28, hybridBlock_scheduled+1856(DI)
 	VMOVQ       hybridPadK<>+8(SB), X0
 	SHA256RNDS2 X0, X2, X1
+	VPRORD      $7, Y20, Y28
+	VPRORD      $18, Y20, Y29
 	VPSRLD      $3, Y20, Y20
-	VPTERNLOGD  $150, Y20, Y29, Y28
 	VMOVQ       hybridPadK<>+8(SB), X0
 	SHA256RNDS2 X0, X4, X3
+	VPTERNLOGD  $150, Y20, Y29, Y28
 	VPBLENDMD   Y16, Y19, K5, Y20
+	VMOVQ       hybridPadK<>+8(SB), X0
+	SHA256RNDS2 X0, X6, X5
 	VPSHUFD     $177, Y20, Y20
 	VPRORD      $17, Y18, Y29
 	VMOVQ       hybridPadK<>+8(SB), X0
-	SHA256RNDS2 X0, X6, X5
+	SHA256RNDS2 X0, X8, X7
 	VPRORD      $19, Y18, Y30
 	VPSRLD      $10, Y18, Y31
-	VMOVQ       hybridPadK<>+8(SB), X0
-	SHA256RNDS2 X0, X8, X7
 	VPTERNLOGD  $150, Y31, Y30, Y29
+	VMOVQ       hybridPadK<>+8(SB), X0
+	SHA256RNDS2 X0, X10, X9
 	VPADDD      Y28, Y21, Y21
 	VPADDD      Y20, Y21, Y21
 	VMOVQ       hybridPadK<>+8(SB), X0
-	SHA256RNDS2 X0, X10, X9
+	SHA256RNDS2 X0, X12, X11
 	VPADDD      Y29, Y21, Y21
 	VPADDD      hybridK<>+864(SB), Y21, Y28
-	VMOVQ       hybridPadK<>+8(SB), X0
-	SHA256RNDS2 X0, X12, X11
-	VMOVDQU32   Y28, hybridBlock_scheduled+1888(DI)
-	VPRORD      $7, Y22, Y28
 	VMOVQ       hybridPadK<>+16(SB), X0
 	SHA256RNDS2 X0, X1, X2
+	VMOVDQU32   Y28, hybridBlock_scheduled+1888(DI)
+	VPRORD      $7, Y22, Y28
 	VPRORD      $18, Y22, Y29
+	VMOVQ       hybridPadK<>+16(SB), X0
+	SHA256RNDS2 X0, X3, X4
 	VPSRLD      $3, Y22, Y22
 	VPTERNLOGD  $150, Y22, Y29, Y28
 	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X3, X4
+	SHA256RNDS2 X0, X5, X6
 	VPBLENDMD   Y17, Y16, K5, Y16
 	VPSHUFD     $177, Y16, Y16
 	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X5, X6
+	SHA256RNDS2 X0, X7, X8
 	VPRORD      $17, Y21, Y22
 	VPRORD      $19, Y21, Y29
-	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X7, X8
 	VPSRLD      $10, Y21, Y30
+	VMOVQ       hybridPadK<>+16(SB), X0
+	SHA256RNDS2 X0, X9, X10
 	VPTERNLOGD  $150, Y30, Y29, Y22
 	VPADDD      Y28, Y23, Y23
 	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X9, X10
+	SHA256RNDS2 X0, X11, X12
 	VPADDD      Y16, Y23, Y16
 	VPADDD      Y22, Y16, Y16
-	VMOVQ       hybridPadK<>+16(SB), X0
-	SHA256RNDS2 X0, X11, X12
+	VMOVQ       hybridPadK<>+24(SB), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      hybridK<>+896(SB), Y16, Y22
 	VMOVDQU32   Y22, hybridBlock_scheduled+1920(DI)
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X2, X1
+	SHA256RNDS2 X0, X4, X3
 	VPRORD      $7, Y24, Y22
 	VPRORD      $18, Y24, Y23
 	VPSRLD      $3, Y24, Y24
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X4, X3
+	SHA256RNDS2 X0, X6, X5
 	VPTERNLOGD  $150, Y24, Y23, Y22
 	VPBLENDMD   Y18, Y17, K5, Y17
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X6, X5
+	SHA256RNDS2 X0, X8, X7
 	VPSHUFD     $177, Y17, Y17
 	VPRORD      $17, Y16, Y23
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X8, X7
+	SHA256RNDS2 X0, X10, X9
 	VPRORD      $19, Y16, Y24
 	VPSRLD      $10, Y16, Y28
 	VPTERNLOGD  $150, Y28, Y24, Y23
 	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X10, X9
+	SHA256RNDS2 X0, X12, X11
 	VPADDD      Y22, Y25, Y22
 	VPADDD      Y17, Y22, Y17
-	VMOVQ       hybridPadK<>+24(SB), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+3328(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPADDD      Y23, Y17, Y17
 	VPADDD      hybridK<>+928(SB), Y17, Y22
+	VMOVQ       hybridBlock_scheduled+3336(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VMOVDQU32   Y22, hybridBlock_scheduled+1952(DI)
-	VMOVQ       hybridBlock_scheduled+4368(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPRORD      $7, Y26, Y22
 	VPRORD      $18, Y26, Y23
-	VMOVQ       hybridBlock_scheduled+4376(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+3344(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPSRLD      $3, Y26, Y24
 	VPTERNLOGD  $150, Y24, Y23, Y22
-	VMOVQ       hybridBlock_scheduled+5376(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+3352(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPBLENDMD   Y21, Y18, K5, Y18
 	VPSHUFD     $177, Y18, Y18
+	VMOVQ       hybridBlock_scheduled+4352(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPRORD      $17, Y17, Y23
-	VMOVQ       hybridBlock_scheduled+5384(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPRORD      $19, Y17, Y24
 	VPSRLD      $10, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+5392(DI), X0
-	SHA256RNDS2 X0, X9, X10
+	VMOVQ       hybridBlock_scheduled+4360(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPTERNLOGD  $150, Y17, Y24, Y23
 	VPADDD      Y22, Y27, Y17
-	VMOVQ       hybridBlock_scheduled+5400(DI), X0
-	SHA256RNDS2 X0, X11, X12
+	VMOVQ       hybridBlock_scheduled+3360(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      Y18, Y17, Y17
 	VPADDD      Y23, Y17, Y17
+	VMOVQ       hybridBlock_scheduled+3368(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPADDD      hybridK<>+960(SB), Y17, Y18
-	VMOVQ       hybridBlock_scheduled+4400(DI), X0
-	SHA256RNDS2 X0, X2, X1
 	VMOVDQU32   Y18, hybridBlock_scheduled+1984(DI)
 	VPRORD      $7, Y20, Y18
-	VMOVQ       hybridBlock_scheduled+4408(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+3376(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPRORD      $18, Y20, Y22
 	VPSRLD      $3, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+5408(DI), X0
-	SHA256RNDS2 X0, X6, X5
+	VMOVQ       hybridBlock_scheduled+3384(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPTERNLOGD  $150, Y20, Y22, Y18
 	VPBLENDMD   Y16, Y21, K5, Y16
+	VMOVQ       hybridBlock_scheduled+4384(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPSHUFD     $177, Y16, Y16
-	VMOVQ       hybridBlock_scheduled+5416(DI), X0
-	SHA256RNDS2 X0, X8, X7
 	VPRORD      $17, Y17, Y20
 	VPRORD      $19, Y17, Y21
-	VMOVQ       hybridBlock_scheduled+5424(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+4392(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPSRLD      $10, Y17, Y17
 	VPTERNLOGD  $150, Y17, Y21, Y20
-	VPADDD      Y18, Y19, Y17
-	VMOVQ       hybridBlock_scheduled+5432(DI), X0
-	SHA256RNDS2 X0, X12, X11
-	VPADDD      Y16, Y17, Y16
-	VPADDD      Y20, Y16, Y16
-	VMOVQ       hybridBlock_scheduled+4432(DI), X0
+	VMOVQ       hybridBlock_scheduled+3392(DI), X0
 	SHA256RNDS2 X0, X1, X2
+	VPADDD      Y18, Y19, Y17
+	VPADDD      Y16, Y17, Y16
+	VMOVQ       hybridBlock_scheduled+3400(DI), X0
+	SHA256RNDS2 X0, X3, X4
+	VPADDD      Y20, Y16, Y16
 	VPADDD      hybridK<>+992(SB), Y16, Y17
 	VMOVDQU32   Y17, hybridBlock_scheduled+2016(DI)
-	VMOVQ       hybridBlock_scheduled+4440(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+3408(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPBROADCASTQ (R8), Y16
 	VPADDD      256(SI), Y16, Y16
-	VPADDD      hybridK<>+256(SB), Y16, Y17
-	VMOVQ       hybridBlock_scheduled+5440(DI), X0
-	SHA256RNDS2 X0, X5, X6
-	VMOVDQU32   Y17, hybridBlock_scheduled+2304(DI)
-	VPRORD      $17, Y16, Y17
-	VMOVQ       hybridBlock_scheduled+5448(DI), X0
+	VMOVQ       hybridBlock_scheduled+3416(DI), X0
 	SHA256RNDS2 X0, X7, X8
-	VPRORD      $19, Y16, Y18
-	VPSRLD      $10, Y16, Y19
-	VMOVQ       hybridBlock_scheduled+5456(DI), X0
+	VPADDD      hybridK<>+256(SB), Y16, Y17
+	VMOVDQU32   Y17, hybridBlock_scheduled+2304(DI)
+	VMOVQ       hybridBlock_scheduled+4416(DI), X0
 	SHA256RNDS2 X0, X9, X10
+	VPRORD      $17, Y16, Y17
+	VPRORD      $19, Y16, Y18
+	VMOVQ       hybridBlock_scheduled+4424(DI), X0
+	SHA256RNDS2 X0, X11, X12
+	VPSRLD      $10, Y16, Y19
 	VPTERNLOGD  $150, Y19, Y18, Y17
 	VPBROADCASTQ 8(R8), Y18
-	VPADDD      Y18, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+5464(DI), X0
-	SHA256RNDS2 X0, X11, X12
-	VPADDD      hybridK<>+288(SB), Y17, Y18
-	VMOVDQU32   Y18, hybridBlock_scheduled+2336(DI)
-	VMOVQ       hybridBlock_scheduled+4464(DI), X0
+	VMOVQ       hybridBlock_scheduled+3424(DI), X0
 	SHA256RNDS2 X0, X2, X1
-	VPRORD      $17, Y17, Y18
-	VPRORD      $19, Y17, Y19
-	VMOVQ       hybridBlock_scheduled+4472(DI), X0
+	VPADDD      Y18, Y17, Y17
+	VPADDD      hybridK<>+288(SB), Y17, Y18
+	VMOVQ       hybridBlock_scheduled+3432(DI), X0
 	SHA256RNDS2 X0, X4, X3
+	VMOVDQU32   Y18, hybridBlock_scheduled+2336(DI)
+	VPRORD      $17, Y17, Y18
+	VMOVQ       hybridBlock_scheduled+3440(DI), X0
+	SHA256RNDS2 X0, X6, X5
+	VPRORD      $19, Y17, Y19
 	VPSRLD      $10, Y17, Y20
 	VPTERNLOGD  $150, Y20, Y19, Y18
-	VPADDD      hybridBlock_shared+0(DI), Y18, Y18
-	VMOVQ       hybridBlock_scheduled+5472(DI), X0
-	SHA256RNDS2 X0, X6, X5
-	VPADDD      hybridK<>+320(SB), Y18, Y19
-	VMOVDQU32   Y19, hybridBlock_scheduled+2368(DI)
-	VMOVQ       hybridBlock_scheduled+5480(DI), X0
+	VMOVQ       hybridBlock_scheduled+3448(DI), X0
 	SHA256RNDS2 X0, X8, X7
+	VPADDD      hybridBlock_shared+0(DI), Y18, Y18
+	VPADDD      hybridK<>+320(SB), Y18, Y19
+	VMOVQ       hybridBlock_scheduled+4448(DI), X0
+	SHA256RNDS2 X0, X10, X9
+	VMOVDQU32   Y19, hybridBlock_scheduled+2368(DI)
 	VPBROADCASTQ hybridBlock_tail+40(DI), Y19
+	VMOVQ       hybridBlock_scheduled+4456(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPBLENDMD   Y16, Y19, K5, Y20
 	VPSHUFD     $177, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+5488(DI), X0
-	SHA256RNDS2 X0, X10, X9
 	VPRORD      $17, Y18, Y21
-	VPRORD      $19, Y18, Y22
-	VMOVQ       hybridBlock_scheduled+5496(DI), X0
-	SHA256RNDS2 X0, X12, X11
-	VPSRLD      $10, Y18, Y23
-	VPTERNLOGD  $150, Y23, Y22, Y21
-	VMOVQ       hybridBlock_scheduled+4496(DI), X0
+	VMOVQ       hybridBlock_scheduled+3456(DI), X0
 	SHA256RNDS2 X0, X1, X2
+	VPRORD      $19, Y18, Y22
+	VPSRLD      $10, Y18, Y23
+	VMOVQ       hybridBlock_scheduled+3464(DI), X0
+	SHA256RNDS2 X0, X3, X4
+	VPTERNLOGD  $150, Y23, Y22, Y21
 	VPADDD      hybridBlock_shared+32(DI), Y20, Y22
+	VMOVQ       hybridBlock_scheduled+3472(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y21, Y22, Y21
 	VPADDD      hybridK<>+352(SB), Y21, Y22
-	VMOVQ       hybridBlock_scheduled+4504(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VMOVDQU32   Y22, hybridBlock_scheduled+2400(DI)
-	VPBLENDMD   Y17, Y16, K5, Y22
-	VMOVQ       hybridBlock_scheduled+5504(DI), X0
-	SHA256RNDS2 X0, X5, X6
-	VPSHUFD     $177, Y22, Y22
-	VPRORD      $17, Y21, Y23
-	VMOVQ       hybridBlock_scheduled+5512(DI), X0
+	VMOVQ       hybridBlock_scheduled+3480(DI), X0
 	SHA256RNDS2 X0, X7, X8
+	VPBLENDMD   Y17, Y16, K5, Y22
+	VPSHUFD     $177, Y22, Y22
+	VMOVQ       hybridBlock_scheduled+4480(DI), X0
+	SHA256RNDS2 X0, X9, X10
+	VPRORD      $17, Y21, Y23
 	VPRORD      $19, Y21, Y24
+	VMOVQ       hybridBlock_scheduled+4488(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPSRLD      $10, Y21, Y25
 	VPTERNLOGD  $150, Y25, Y24, Y23
-	VMOVQ       hybridBlock_scheduled+5520(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPADDD      hybridBlock_shared+64(DI), Y22, Y24
-	VPADDD      Y23, Y24, Y23
-	VMOVQ       hybridBlock_scheduled+5528(DI), X0
-	SHA256RNDS2 X0, X11, X12
-	VPADDD      hybridK<>+384(SB), Y23, Y24
-	VMOVDQU32   Y24, hybridBlock_scheduled+2432(DI)
-	VMOVQ       hybridBlock_scheduled+4528(DI), X0
+	VMOVQ       hybridBlock_scheduled+3488(DI), X0
 	SHA256RNDS2 X0, X2, X1
+	VPADDD      Y23, Y24, Y23
+	VPADDD      hybridK<>+384(SB), Y23, Y24
+	VMOVQ       hybridBlock_scheduled+3496(DI), X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVDQU32   Y24, hybridBlock_scheduled+2432(DI)
 	VPBLENDMD   Y18, Y17, K5, Y24
+	VMOVQ       hybridBlock_scheduled+3504(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPSHUFD     $177, Y24, Y24
 	VPRORD      $17, Y23, Y25
-	VMOVQ       hybridBlock_scheduled+4536(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VPRORD      $19, Y23, Y26
+	VMOVQ       hybridBlock_scheduled+3512(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPSRLD      $10, Y23, Y27
-	VMOVQ       hybridBlock_scheduled+5536(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VPTERNLOGD  $150, Y27, Y26, Y25
+	VMOVQ       hybridBlock_scheduled+4512(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPADDD      hybridBlock_shared+96(DI), Y24, Y26
 	VPADDD      Y25, Y26, Y25
-	VMOVQ       hybridBlock_scheduled+5544(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVQ       hybridBlock_scheduled+4520(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPADDD      hybridK<>+416(SB), Y25, Y26
 	VMOVDQU32   Y26, hybridBlock_scheduled+2464(DI)
-	VMOVQ       hybridBlock_scheduled+5552(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+3520(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPBLENDMD   Y21, Y18, K5, Y26
 	VPSHUFD     $177, Y26, Y26
-	VMOVQ       hybridBlock_scheduled+5560(DI), X0
-	SHA256RNDS2 X0, X12, X11
 	VPRORD      $17, Y25, Y27
+	VMOVQ       hybridBlock_scheduled+3528(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPRORD      $19, Y25, Y28
 	VPSRLD      $10, Y25, Y29
-	VMOVQ       hybridBlock_scheduled+4560(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+3536(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPTERNLOGD  $150, Y29, Y28, Y27
 	VPADDD      hybridBlock_shared+128(DI), Y26, Y28
-	VMOVQ       hybridBlock_scheduled+4568(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+3544(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y27, Y28, Y27
 	VPADDD      hybridK<>+448(SB), Y27, Y28
-	VMOVQ       hybridBlock_scheduled+5568(DI), X0
-	SHA256RNDS2 X0, X5, X6
 	VMOVDQU32   Y28, hybridBlock_scheduled+2496(DI)
+	VMOVQ       hybridBlock_scheduled+4544(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPRORD      $7, Y20, Y28
 	VPRORD      $18, Y20, Y29
-	VMOVQ       hybridBlock_scheduled+5576(DI), X0
-	SHA256RNDS2 X0, X7, X8
+	VMOVQ       hybridBlock_scheduled+4552(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPSRLD      $3, Y20, Y20
 	VPTERNLOGD  $150, Y20, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+5584(DI), X0
-	SHA256RNDS2 X0, X9, X10
+	VMOVQ       hybridBlock_scheduled+3552(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPBLENDMD   Y23, Y21, K5, Y20
 	VPSHUFD     $177, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+5592(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPRORD      $17, Y27, Y29
+	VMOVQ       hybridBlock_scheduled+3560(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPRORD      $19, Y27, Y30
 	VPSRLD      $10, Y27, Y31
-	VMOVQ       hybridBlock_scheduled+4592(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+3568(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y19, Y19
-	VMOVQ       hybridBlock_scheduled+4600(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+3576(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPADDD      Y20, Y19, Y19
 	VPADDD      Y29, Y19, Y19
 	VPADDD      hybridK<>+480(SB), Y19, Y28
-	VMOVQ       hybridBlock_scheduled+5600(DI), X0
-	SHA256RNDS2 X0, X6, X5
+	VMOVQ       hybridBlock_scheduled+4576(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VMOVDQU32   Y28, hybridBlock_scheduled+2528(DI)
 	VPRORD      $7, Y22, Y28
-	VMOVQ       hybridBlock_scheduled+5608(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVQ       hybridBlock_scheduled+4584(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPRORD      $18, Y22, Y29
 	VPSRLD      $3, Y22, Y22
-	VMOVQ       hybridBlock_scheduled+5616(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+3584(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPTERNLOGD  $150, Y22, Y29, Y28
 	VPBLENDMD   Y25, Y23, K5, Y22
 	VPSHUFD     $177, Y22, Y22
-	VMOVQ       hybridBlock_scheduled+5624(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+3592(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPRORD      $17, Y19, Y29
 	VPRORD      $19, Y19, Y30
-	VMOVQ       hybridBlock_scheduled+4624(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+3600(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPSRLD      $10, Y19, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+4632(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+3608(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y28, Y16, Y16
 	VPADDD      Y22, Y16, Y16
 	VPADDD      Y29, Y16, Y16
-	VMOVQ       hybridBlock_scheduled+5632(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+4608(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPADDD      hybridK<>+512(SB), Y16, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+2560(DI)
-	VMOVQ       hybridBlock_scheduled+5640(DI), X0
-	SHA256RNDS2 X0, X7, X8
+	VMOVQ       hybridBlock_scheduled+4616(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPRORD      $7, Y24, Y28
 	VPRORD      $18, Y24, Y29
-	VMOVQ       hybridBlock_scheduled+5648(DI), X0
-	SHA256RNDS2 X0, X9, X10
+	VMOVQ       hybridBlock_scheduled+3616(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPSRLD      $3, Y24, Y24
 	VPTERNLOGD  $150, Y24, Y29, Y28
+	VMOVQ       hybridBlock_scheduled+3624(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPBLENDMD   Y27, Y25, K5, Y24
-	VMOVQ       hybridBlock_scheduled+5656(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPSHUFD     $177, Y24, Y24
 	VPRORD      $17, Y16, Y29
-	VMOVQ       hybridBlock_scheduled+4656(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+3632(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPRORD      $19, Y16, Y30
 	VPSRLD      $10, Y16, Y31
+	VMOVQ       hybridBlock_scheduled+3640(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+4664(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VPADDD      Y28, Y17, Y17
+	VMOVQ       hybridBlock_scheduled+4640(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPADDD      Y24, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+5664(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VPADDD      Y29, Y17, Y17
 	VPADDD      hybridK<>+544(SB), Y17, Y28
-	VMOVQ       hybridBlock_scheduled+5672(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVQ       hybridBlock_scheduled+4648(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VMOVDQU32   Y28, hybridBlock_scheduled+2592(DI)
 	VPRORD      $7, Y26, Y28
+	VMOVQ       hybridBlock_scheduled+3648(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPRORD      $18, Y26, Y29
-	VMOVQ       hybridBlock_scheduled+5680(DI), X0
-	SHA256RNDS2 X0, X10, X9
 	VPSRLD      $3, Y26, Y26
+	VMOVQ       hybridBlock_scheduled+3656(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPTERNLOGD  $150, Y26, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+5688(DI), X0
-	SHA256RNDS2 X0, X12, X11
 	VPBLENDMD   Y19, Y27, K5, Y26
 	VPSHUFD     $177, Y26, Y26
-	VMOVQ       hybridBlock_scheduled+4688(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+3664(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPRORD      $17, Y17, Y29
 	VPRORD      $19, Y17, Y30
+	VMOVQ       hybridBlock_scheduled+3672(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPSRLD      $10, Y17, Y31
-	VMOVQ       hybridBlock_scheduled+4696(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPTERNLOGD  $150, Y31, Y30, Y29
+	VMOVQ       hybridBlock_scheduled+4672(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPADDD      Y28, Y18, Y18
-	VMOVQ       hybridBlock_scheduled+5696(DI), X0
-	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y26, Y18, Y18
 	VPADDD      Y29, Y18, Y18
-	VMOVQ       hybridBlock_scheduled+5704(DI), X0
-	SHA256RNDS2 X0, X7, X8
+	VMOVQ       hybridBlock_scheduled+4680(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPADDD      hybridK<>+576(SB), Y18, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+2624(DI)
+	VMOVQ       hybridBlock_scheduled+3680(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPRORD      $7, Y20, Y28
-	VMOVQ       hybridBlock_scheduled+5712(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPRORD      $18, Y20, Y29
+	VMOVQ       hybridBlock_scheduled+3688(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPSRLD      $3, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+5720(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPTERNLOGD  $150, Y20, Y29, Y28
 	VPBLENDMD   Y16, Y19, K5, Y20
-	VPSHUFD     $177, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+4720(DI), X0
-	SHA256RNDS2 X0, X2, X1
-	VPRORD      $17, Y18, Y29
-	VPRORD      $19, Y18, Y30
-	VMOVQ       hybridBlock_scheduled+4728(DI), X0
-	SHA256RNDS2 X0, X4, X3
-	VPSRLD      $10, Y18, Y31
-	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+5728(DI), X0
+	VMOVQ       hybridBlock_scheduled+3696(DI), X0
 	SHA256RNDS2 X0, X6, X5
+	VPSHUFD     $177, Y20, Y20
+	VPRORD      $17, Y18, Y29
+	VMOVQ       hybridBlock_scheduled+3704(DI), X0
+	SHA256RNDS2 X0, X8, X7
+	VPRORD      $19, Y18, Y30
+	VPSRLD      $10, Y18, Y31
+	VMOVQ       hybridBlock_scheduled+4704(DI), X0
+	SHA256RNDS2 X0, X10, X9
+	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y21, Y21
 	VPADDD      Y20, Y21, Y21
-	VPADDD      Y29, Y21, Y21
-	VMOVQ       hybridBlock_scheduled+5736(DI), X0
-	SHA256RNDS2 X0, X8, X7
-	VPADDD      hybridK<>+608(SB), Y21, Y28
-	VMOVDQU32   Y28, hybridBlock_scheduled+2656(DI)
-	VMOVQ       hybridBlock_scheduled+5744(DI), X0
-	SHA256RNDS2 X0, X10, X9
-	VPRORD      $7, Y22, Y28
-	VPRORD      $18, Y22, Y29
-	VMOVQ       hybridBlock_scheduled+5752(DI), X0
+	VMOVQ       hybridBlock_scheduled+4712(DI), X0
 	SHA256RNDS2 X0, X12, X11
+	VPADDD      Y29, Y21, Y21
+	VPADDD      hybridK<>+608(SB), Y21, Y28
+	VMOVQ       hybridBlock_scheduled+3712(DI), X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU32   Y28, hybridBlock_scheduled+2656(DI)
+	VPRORD      $7, Y22, Y28
+	VMOVQ       hybridBlock_scheduled+3720(DI), X0
+	SHA256RNDS2 X0, X3, X4
+	VPRORD      $18, Y22, Y29
 	VPSRLD      $3, Y22, Y22
+	VMOVQ       hybridBlock_scheduled+3728(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPTERNLOGD  $150, Y22, Y29, Y28
 	VPBLENDMD   Y17, Y16, K5, Y22
-	VMOVQ       hybridBlock_scheduled+4752(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPSHUFD     $177, Y22, Y22
+	VMOVQ       hybridBlock_scheduled+3736(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPRORD      $17, Y21, Y29
-	VMOVQ       hybridBlock_scheduled+4760(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPRORD      $19, Y21, Y30
+	VMOVQ       hybridBlock_scheduled+4736(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPSRLD      $10, Y21, Y31
-	VMOVQ       hybridBlock_scheduled+5760(DI), X0
-	SHA256RNDS2 X0, X5, X6
 	VPTERNLOGD  $150, Y31, Y30, Y29
+	VMOVQ       hybridBlock_scheduled+4744(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPADDD      Y28, Y23, Y23
 	VPADDD      Y22, Y23, Y23
-	VMOVQ       hybridBlock_scheduled+5768(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y29, Y23, Y23
+	VMOVQ       hybridBlock_scheduled+3744(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      hybridK<>+640(SB), Y23, Y28
-	VMOVQ       hybridBlock_scheduled+5776(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VMOVDQU32   Y28, hybridBlock_scheduled+2688(DI)
+	VMOVQ       hybridBlock_scheduled+3752(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPRORD      $7, Y24, Y28
-	VMOVQ       hybridBlock_scheduled+5784(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPRORD      $18, Y24, Y29
+	VMOVQ       hybridBlock_scheduled+3760(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPSRLD      $3, Y24, Y24
 	VPTERNLOGD  $150, Y24, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+4784(DI), X0
-	SHA256RNDS2 X0, X2, X1
 	VPBLENDMD   Y18, Y17, K5, Y24
+	VMOVQ       hybridBlock_scheduled+3768(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPSHUFD     $177, Y24, Y24
-	VMOVQ       hybridBlock_scheduled+4792(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VPRORD      $17, Y23, Y29
+	VMOVQ       hybridBlock_scheduled+4768(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPRORD      $19, Y23, Y30
 	VPSRLD      $10, Y23, Y31
-	VMOVQ       hybridBlock_scheduled+5792(DI), X0
-	SHA256RNDS2 X0, X6, X5
+	VMOVQ       hybridBlock_scheduled+4776(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y25, Y25
-	VMOVQ       hybridBlock_scheduled+5800(DI), X0
-	SHA256RNDS2 X0, X8, X7
 	VPADDD      Y24, Y25, Y25
+	VMOVQ       hybridBlock_scheduled+3776(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPADDD      Y29, Y25, Y25
-	VMOVQ       hybridBlock_scheduled+5808(DI), X0
-	SHA256RNDS2 X0, X10, X9
 	VPADDD      hybridK<>+672(SB), Y25, Y28
+	VMOVQ       hybridBlock_scheduled+3784(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VMOVDQU32   Y28, hybridBlock_scheduled+2720(DI)
 	VPRORD      $7, Y26, Y28
-	VMOVQ       hybridBlock_scheduled+5816(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+3792(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPRORD      $18, Y26, Y29
 	VPSRLD      $3, Y26, Y26
-	VMOVQ       hybridBlock_scheduled+4816(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPTERNLOGD  $150, Y26, Y29, Y28
+	VMOVQ       hybridBlock_scheduled+3800(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPBLENDMD   Y21, Y18, K5, Y26
-	VMOVQ       hybridBlock_scheduled+4824(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPSHUFD     $177, Y26, Y26
+	VMOVQ       hybridBlock_scheduled+4800(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPRORD      $17, Y25, Y29
 	VPRORD      $19, Y25, Y30
-	VMOVQ       hybridBlock_scheduled+5824(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+4808(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPSRLD      $10, Y25, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+5832(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y28, Y27, Y27
+	VMOVQ       hybridBlock_scheduled+3808(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      Y26, Y27, Y27
-	VMOVQ       hybridBlock_scheduled+5840(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPADDD      Y29, Y27, Y27
+	VMOVQ       hybridBlock_scheduled+3816(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPADDD      hybridK<>+704(SB), Y27, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+2752(DI)
-	VMOVQ       hybridBlock_scheduled+5848(DI), X0
-	SHA256RNDS2 X0, X11, X12
+	VMOVQ       hybridBlock_scheduled+3824(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPRORD      $7, Y20, Y28
 	VPRORD      $18, Y20, Y29
-	VMOVQ       hybridBlock_scheduled+4848(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+3832(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPSRLD      $3, Y20, Y20
 	VPTERNLOGD  $150, Y20, Y29, Y28
 	VPBLENDMD   Y23, Y21, K5, Y20
-	VMOVQ       hybridBlock_scheduled+4856(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+4832(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPSHUFD     $177, Y20, Y20
 	VPRORD      $17, Y27, Y29
-	VMOVQ       hybridBlock_scheduled+5856(DI), X0
-	SHA256RNDS2 X0, X6, X5
+	VMOVQ       hybridBlock_scheduled+4840(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPRORD      $19, Y27, Y30
 	VPSRLD      $10, Y27, Y31
-	VMOVQ       hybridBlock_scheduled+5864(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVQ       hybridBlock_scheduled+3840(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y19, Y19
 	VPADDD      Y20, Y19, Y19
-	VMOVQ       hybridBlock_scheduled+5872(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+3848(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPADDD      Y29, Y19, Y19
 	VPADDD      hybridK<>+736(SB), Y19, Y28
-	VMOVQ       hybridBlock_scheduled+5880(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+3856(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VMOVDQU32   Y28, hybridBlock_scheduled+2784(DI)
 	VPRORD      $7, Y22, Y28
-	VMOVQ       hybridBlock_scheduled+4880(DI), X0
-	SHA256RNDS2 X0, X1, X2
+	VMOVQ       hybridBlock_scheduled+3864(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPRORD      $18, Y22, Y29
 	VPSRLD      $3, Y22, Y22
 	VPTERNLOGD  $150, Y22, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+4888(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+4864(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPBLENDMD   Y25, Y23, K5, Y22
 	VPSHUFD     $177, Y22, Y22
-	VMOVQ       hybridBlock_scheduled+5888(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+4872(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPRORD      $17, Y19, Y29
 	VPRORD      $19, Y19, Y30
-	VMOVQ       hybridBlock_scheduled+5896(DI), X0
-	SHA256RNDS2 X0, X7, X8
+	VMOVQ       hybridBlock_scheduled+3872(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPSRLD      $10, Y19, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y16, Y16
-	VMOVQ       hybridBlock_scheduled+5904(DI), X0
-	SHA256RNDS2 X0, X9, X10
+	VMOVQ       hybridBlock_scheduled+3880(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPADDD      Y22, Y16, Y16
 	VPADDD      Y29, Y16, Y16
-	VMOVQ       hybridBlock_scheduled+5912(DI), X0
-	SHA256RNDS2 X0, X11, X12
+	VMOVQ       hybridBlock_scheduled+3888(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPADDD      hybridK<>+768(SB), Y16, Y28
 	VMOVDQU32   Y28, hybridBlock_scheduled+2816(DI)
+	VMOVQ       hybridBlock_scheduled+3896(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPRORD      $7, Y24, Y28
-	VMOVQ       hybridBlock_scheduled+4912(DI), X0
-	SHA256RNDS2 X0, X2, X1
 	VPRORD      $18, Y24, Y29
 	VPSRLD      $3, Y24, Y24
-	VMOVQ       hybridBlock_scheduled+4920(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+4896(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPTERNLOGD  $150, Y24, Y29, Y28
 	VPBLENDMD   Y27, Y25, K5, Y24
-	VMOVQ       hybridBlock_scheduled+5920(DI), X0
-	SHA256RNDS2 X0, X6, X5
+	VMOVQ       hybridBlock_scheduled+4904(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPSHUFD     $177, Y24, Y24
 	VPRORD      $17, Y16, Y29
+	VMOVQ       hybridBlock_scheduled+3904(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPRORD      $19, Y16, Y30
-	VMOVQ       hybridBlock_scheduled+5928(DI), X0
-	SHA256RNDS2 X0, X8, X7
 	VPSRLD      $10, Y16, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
-	VMOVQ       hybridBlock_scheduled+5936(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+3912(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPADDD      Y28, Y17, Y17
 	VPADDD      Y24, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+5944(DI), X0
-	SHA256RNDS2 X0, X12, X11
+	VMOVQ       hybridBlock_scheduled+3920(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y29, Y17, Y17
 	VPADDD      hybridK<>+800(SB), Y17, Y28
+	VMOVQ       hybridBlock_scheduled+3928(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VMOVDQU32   Y28, hybridBlock_scheduled+2848(DI)
-	VMOVQ       hybridBlock_scheduled+4944(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPRORD      $7, Y26, Y28
+	VMOVQ       hybridBlock_scheduled+4928(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPRORD      $18, Y26, Y29
-	VMOVQ       hybridBlock_scheduled+4952(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPSRLD      $3, Y26, Y26
 	VPTERNLOGD  $150, Y26, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+5952(DI), X0
-	SHA256RNDS2 X0, X5, X6
+	VMOVQ       hybridBlock_scheduled+4936(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPBLENDMD   Y19, Y27, K5, Y26
 	VPSHUFD     $177, Y26, Y26
+	VMOVQ       hybridBlock_scheduled+3936(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPRORD      $17, Y17, Y29
-	VMOVQ       hybridBlock_scheduled+5960(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPRORD      $19, Y17, Y30
+	VMOVQ       hybridBlock_scheduled+3944(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPSRLD      $10, Y17, Y31
-	VMOVQ       hybridBlock_scheduled+5968(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPTERNLOGD  $150, Y31, Y30, Y29
 	VPADDD      Y28, Y18, Y18
+	VMOVQ       hybridBlock_scheduled+3952(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPADDD      Y26, Y18, Y18
-	VMOVQ       hybridBlock_scheduled+5976(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPADDD      Y29, Y18, Y18
+	VMOVQ       hybridBlock_scheduled+3960(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPADDD      hybridK<>+832(SB), Y18, Y28
-	VMOVQ       hybridBlock_scheduled+4976(DI), X0
-	SHA256RNDS2 X0, X2, X1
 	VMOVDQU32   Y28, hybridBlock_scheduled+2880(DI)
+	VMOVQ       hybridBlock_scheduled+4960(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPRORD      $7, Y20, Y28
-	VMOVQ       hybridBlock_scheduled+4984(DI), X0
-	SHA256RNDS2 X0, X4, X3
 	VPRORD      $18, Y20, Y29
 	VPSRLD      $3, Y20, Y20
+	VMOVQ       hybridBlock_scheduled+4968(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPTERNLOGD  $150, Y20, Y29, Y28
-	VMOVQ       hybridBlock_scheduled+5984(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VPBLENDMD   Y16, Y19, K5, Y20
+	VMOVQ       hybridBlock_scheduled+3968(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPSHUFD     $177, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+5992(DI), X0
-	SHA256RNDS2 X0, X8, X7
 	VPRORD      $17, Y18, Y29
+	VMOVQ       hybridBlock_scheduled+3976(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPRORD      $19, Y18, Y30
-	VMOVQ       hybridBlock_scheduled+6000(DI), X0
-	SHA256RNDS2 X0, X10, X9
 	VPSRLD      $10, Y18, Y31
 	VPTERNLOGD  $150, Y31, Y30, Y29
+	VMOVQ       hybridBlock_scheduled+3984(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPADDD      Y28, Y21, Y21
-	VMOVQ       hybridBlock_scheduled+6008(DI), X0
-	SHA256RNDS2 X0, X12, X11
 	VPADDD      Y20, Y21, Y21
+	VMOVQ       hybridBlock_scheduled+3992(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y29, Y21, Y21
-	VMOVQ       hybridBlock_scheduled+5008(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPADDD      hybridK<>+864(SB), Y21, Y28
+	VMOVQ       hybridBlock_scheduled+4992(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VMOVDQU32   Y28, hybridBlock_scheduled+2912(DI)
-	VMOVQ       hybridBlock_scheduled+5016(DI), X0
-	SHA256RNDS2 X0, X3, X4
 	VPRORD      $7, Y22, Y28
 	VPRORD      $18, Y22, Y29
+	VMOVQ       hybridBlock_scheduled+5000(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VPSRLD      $3, Y22, Y22
-	VMOVQ       hybridBlock_scheduled+6016(DI), X0
-	SHA256RNDS2 X0, X5, X6
 	VPTERNLOGD  $150, Y22, Y29, Y28
+	VMOVQ       hybridBlock_scheduled+4000(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPBLENDMD   Y17, Y16, K5, Y16
-	VMOVQ       hybridBlock_scheduled+6024(DI), X0
-	SHA256RNDS2 X0, X7, X8
 	VPSHUFD     $177, Y16, Y16
+	VMOVQ       hybridBlock_scheduled+4008(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPRORD      $17, Y21, Y22
 	VPRORD      $19, Y21, Y29
-	VMOVQ       hybridBlock_scheduled+6032(DI), X0
-	SHA256RNDS2 X0, X9, X10
 	VPSRLD      $10, Y21, Y30
+	VMOVQ       hybridBlock_scheduled+4016(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPTERNLOGD  $150, Y30, Y29, Y22
-	VMOVQ       hybridBlock_scheduled+6040(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPADDD      Y28, Y23, Y23
+	VMOVQ       hybridBlock_scheduled+4024(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPADDD      Y16, Y23, Y16
-	VMOVQ       hybridBlock_scheduled+5040(DI), X0
-	SHA256RNDS2 X0, X2, X1
 	VPADDD      Y22, Y16, Y16
+	VMOVQ       hybridBlock_scheduled+5024(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPADDD      hybridK<>+896(SB), Y16, Y22
 	VMOVDQU32   Y22, hybridBlock_scheduled+2944(DI)
-	VMOVQ       hybridBlock_scheduled+5048(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+5032(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPRORD      $7, Y24, Y22
 	VPRORD      $18, Y24, Y23
-	VMOVQ       hybridBlock_scheduled+6048(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VPSRLD      $3, Y24, Y24
+	VMOVQ       hybridBlock_scheduled+4032(DI), X0
+	SHA256RNDS2 X0, X1, X2
 	VPTERNLOGD  $150, Y24, Y23, Y22
-	VMOVQ       hybridBlock_scheduled+6056(DI), X0
-	SHA256RNDS2 X0, X8, X7
 	VPBLENDMD   Y18, Y17, K5, Y17
+	VMOVQ       hybridBlock_scheduled+4040(DI), X0
+	SHA256RNDS2 X0, X3, X4
 	VPSHUFD     $177, Y17, Y17
 	VPRORD      $17, Y16, Y23
-	VMOVQ       hybridBlock_scheduled+6064(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       hybridBlock_scheduled+4048(DI), X0
+	SHA256RNDS2 X0, X5, X6
 	VPRORD      $19, Y16, Y24
 	VPSRLD      $10, Y16, Y28
-	VMOVQ       hybridBlock_scheduled+6072(DI), X0
-	SHA256RNDS2 X0, X12, X11
 	VPTERNLOGD  $150, Y28, Y24, Y23
+	VMOVQ       hybridBlock_scheduled+4056(DI), X0
+	SHA256RNDS2 X0, X7, X8
 	VPADDD      Y22, Y25, Y22
-	VMOVQ       hybridBlock_scheduled+5072(DI), X0
-	SHA256RNDS2 X0, X1, X2
 	VPADDD      Y17, Y22, Y17
+	VMOVQ       hybridBlock_scheduled+5056(DI), X0
+	SHA256RNDS2 X0, X9, X10
 	VPADDD      Y23, Y17, Y17
 	VPADDD      hybridK<>+928(SB), Y17, Y22
-	VMOVQ       hybridBlock_scheduled+5080(DI), X0
-	SHA256RNDS2 X0, X3, X4
+	VMOVQ       hybridBlock_scheduled+5064(DI), X0
+	SHA256RNDS2 X0, X11, X12
 	VMOVDQU32   Y22, hybridBlock_scheduled+2976(DI)
 	VPRORD      $7, Y26, Y22
-	VMOVQ       hybridBlock_scheduled+6080(DI), X0
-	SHA256RNDS2 X0, X5, X6
 	VPRORD      $18, Y26, Y23
+	VMOVQ       hybridBlock_scheduled+4064(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPSRLD      $3, Y26, Y24
 	VPTERNLOGD  $150, Y24, Y23, Y22
-	VMOVQ       hybridBlock_scheduled+6088(DI), X0
-	SHA256RNDS2 X0, X7, X8
+	VMOVQ       hybridBlock_scheduled+4072(DI), X0
+	SHA256RNDS2 X0, X4, X3
 	VPBLENDMD   Y21, Y18, K5, Y18
 	VPSHUFD     $177, Y18, Y18
-	VMOVQ       hybridBlock_scheduled+6096(DI), X0
-	SHA256RNDS2 X0, X9, X10
+	VMOVQ       hybridBlock_scheduled+4080(DI), X0
+	SHA256RNDS2 X0, X6, X5
 	VPRORD      $17, Y17, Y23
 	VPRORD      $19, Y17, Y24
-	VMOVQ       hybridBlock_scheduled+6104(DI), X0
-	SHA256RNDS2 X0, X11, X12
 	VPSRLD      $10, Y17, Y17
+	VMOVQ       hybridBlock_scheduled+4088(DI), X0
+	SHA256RNDS2 X0, X8, X7
 	VPTERNLOGD  $150, Y17, Y24, Y23
 	VPADDD      Y22, Y27, Y17
-	VMOVQ       hybridBlock_scheduled+5104(DI), X0
-	SHA256RNDS2 X0, X2, X1
+	VMOVQ       hybridBlock_scheduled+5088(DI), X0
+	SHA256RNDS2 X0, X10, X9
 	VPADDD      Y18, Y17, Y17
 	VPADDD      Y23, Y17, Y17
-	VMOVQ       hybridBlock_scheduled+5112(DI), X0
-	SHA256RNDS2 X0, X4, X3
+	VMOVQ       hybridBlock_scheduled+5096(DI), X0
+	SHA256RNDS2 X0, X12, X11
 	VPADDD      hybridK<>+960(SB), Y17, Y18
 	VMOVDQU32   Y18, hybridBlock_scheduled+3008(DI)
-	VMOVQ       hybridBlock_scheduled+6112(DI), X0
-	SHA256RNDS2 X0, X6, X5
 	VPRORD      $7, Y20, Y18
+	VMOVDQU     X11, hybridBlock_digests+20(DI)
 	VPRORD      $18, Y20, Y22
 	VPSRLD      $3, Y20, Y20
-	VMOVQ       hybridBlock_scheduled+6120(DI), X0
-	SHA256RNDS2 X0, X8, X7
+	VMOVDQU     X9, hybridBlock_digests+16(DI)
 	VPTERNLOGD  $150, Y20, Y22, Y18
 	VPBLENDMD   Y16, Y21, K5, Y16
-	VMOVQ       hybridBlock_scheduled+6128(DI), X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X7, hybridBlock_digests+12(DI)
 	VPSHUFD     $177, Y16, Y16
 	VPRORD      $17, Y17, Y20
-	VMOVQ       hybridBlock_scheduled+6136(DI), X0
-	SHA256RNDS2 X0, X12, X11
 	VPRORD      $19, Y17, Y21
+	VMOVDQU     X5, hybridBlock_digests+8(DI)
 	VPSRLD      $10, Y17, Y17
 	VPTERNLOGD  $150, Y17, Y21, Y20
-	VPUNPCKHDQ  X3, X1, X2
-	VPUNPCKHDQ  X7, X5, X6
-	VPUNPCKHDQ  X11, X9, X10
+	VMOVDQU     X3, hybridBlock_digests+4(DI)
 	VPADDD      Y18, Y19, Y17
 	VPADDD      Y16, Y17, Y16
-	VPUNPCKHQDQ X6, X2, X2
-	VPSHUFD     $238, X10, X10
-	VMOVDQU     X2, hybridBlock_digests+24(DI)
-	VMOVQ       X10, hybridBlock_digests+40(DI)
+	VMOVDQU     X1, hybridBlock_digests+0(DI)
 	VPADDD      Y20, Y16, Y16
 	VPADDD      hybridK<>+992(SB), Y16, Y17
 	VMOVDQU32   Y17, hybridBlock_scheduled+3040(DI)
 
 	// Which lanes are at or below the threshold?
-	VMOVDQU32   hybridBlock_digests+0(DI), Y16
-	VMOVDQU32   hybridBlock_digests+32(DI), X17
+	VMOVDQU32   hybridBlock_digests+12(DI), Y16
+	VMOVDQU32   hybridBlock_digests+44(DI), X17
 	VPCMPUD.BCST $2, hybridBlock_threshold+0(DI), Y16, K1
 	VPCMPUD.BCST $2, hybridBlock_threshold+0(DI), X17, K2
 	KMOVW       K1, AX

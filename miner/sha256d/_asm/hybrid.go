@@ -27,7 +27,11 @@ import (
 // second message by the schedule of the next turn, before the rounds of that turn write theirs: the first six lanes' in
 // the middle of it, when two of the three vectors were read, the others' at its end.
 //
-// A turn has 3,650 instructions, 756 of them sha256rnds2.
+// A turn has 3,648 instructions, 756 of them sha256rnds2 and 906 shifts and shuffles, which have two ports of four: those
+// bound it. Nobody timed it on a processor with AVX-512 yet. What was timed, on Zen 3, whose SHA instructions take as long
+// as Zen 4's: the two halves of a turn with AVX instructions for the same ports in the place of AVX-512's, the same loads
+// and stores, and the schedule's results ignored: 73 cycles a nonce. So does the prototype of this design, which took
+// 82.7 as a whole on Zen 4. A turn with more lanes does not fit that processor's cache of decoded instructions.
 //
 // In the first message everything from W3 on is the same for all nonces. What W2 decides alone (with them) comes from a
 // table, the same for all lanes; what W0 and W1 decide, the first two rounds and a part of pair 8, is made once a group:
@@ -186,8 +190,8 @@ func (h *hybrid) search() {
 
 	h.note("Which lanes are at or below the threshold?")
 	threshold := h.field("threshold")
-	h.op("VMOVDQU32", h.field("digests"), "Y16")
-	h.op("VMOVDQU32", h.field("digests").plus(32), "X17")
+	h.op("VMOVDQU32", h.field("digests").plus(12), "Y16")
+	h.op("VMOVDQU32", h.field("digests").plus(12+32), "X17")
 	h.op("VPCMPUD.BCST", 2, threshold, "Y16", "K1")
 	h.op("VPCMPUD.BCST", 2, threshold, "X17", "K2")
 	h.op("KMOVW", "K1", "AX")
@@ -318,7 +322,11 @@ func (h *hybrid) schedule(g *graph, nodes []*node, message, stream int, results 
 // rounds returns the rounds of all lanes, in small parts.
 func (h *hybrid) rounds(message int) (parts [][]string) {
 	part := func(write func()) { parts = append(parts, h.capture(write)) }
-	for start := 0; start < hybridLanes; start += hybridChains {
+	starts := []int{0, hybridChains}
+	if message == 1 {
+		slices.Reverse(starts) // for the digests
+	}
+	for _, start := range starts {
 		var a, b [hybridChains]register // A,B,E,F and C,D,G,H
 		for c := range hybridChains {
 			a[c], b[c] = xmm(1+2*c), xmm(2+2*c)
@@ -359,19 +367,11 @@ func (h *hybrid) rounds(message int) (parts [][]string) {
 			}
 			continue
 		}
-		// A, the highest word, is the digest's first one: those of four chains in one register, those of two in another.
-		digests := h.field("digests").plus(4 * start)
-		part(func() {
-			h.op("VPUNPCKHDQ", a[1], a[0], b[0])
-			h.op("VPUNPCKHDQ", a[3], a[2], b[2])
-			h.op("VPUNPCKHDQ", a[5], a[4], b[4])
-		})
-		part(func() {
-			h.op("VPUNPCKHQDQ", b[2], b[0], b[0])
-			h.op("VPSHUFD", 0xee, b[4], b[4])
-			h.op("VMOVDQU", b[0], digests)
-			h.op("VMOVQ", b[4], digests.plus(16))
-		})
+		// A, the highest word, is the digest's first one. Each state is stored so that its lower words fall where those of
+		// the lanes before it will be: what stays is A of every lane, side by side, and no shuffle was needed.
+		for c := hybridChains - 1; c >= 0; c-- {
+			part(func() { h.op("VMOVDQU", a[c], h.field("digests").plus(4*(start+c))) })
+		}
 	}
 	return parts
 }
