@@ -66,9 +66,15 @@ func (s *avx2) prepare(job *Job, digits int) int {
 	}
 	s.job = job
 	s.message.set(job, powerOfTen(digits-2), digits)
+	s.fill(&job.Midstate)
+	return 10
+}
+
+// fill sets in the block what all decades have in common.
+func (s *avx2) fill(midstate *[8]uint32) {
 	b := s.b
 	for i := range b.midstate {
-		b.midstate[i].set(job.Midstate[i])
+		b.midstate[i].set(midstate[i])
 	}
 	for i := range b.tail {
 		b.tail[i].set(s.message.word(4 + i))
@@ -76,7 +82,6 @@ func (s *avx2) prepare(job *Job, digits int) int {
 	for i := range b.digits {
 		b.digits[i].set(s.message.lastDigit(i))
 	}
-	return 10
 }
 
 // set puts word into every lane.

@@ -61,9 +61,15 @@ func (s *avx512) prepare(job *Job, digits int) int {
 		return 0
 	}
 	s.job = job
+	s.message.set(job, powerOfTen(digits-2), digits)
+	s.fill(&job.Midstate)
+	return s.unit
+}
+
+// fill sets in the block what all units have in common.
+func (s *avx512) fill(midstate *[8]uint32) {
 	b, m := s.b, &s.message
-	m.set(job, powerOfTen(digits-2), digits)
-	b.midstate = job.Midstate
+	b.midstate = *midstate
 	for i := range b.message {
 		b.message[i] = m.word(i)
 	}
@@ -71,7 +77,6 @@ func (s *avx512) prepare(job *Job, digits int) int {
 		w := m.wideStep(i)
 		b.steps[i] = [2]uint32{w, sigma0(w)}
 	}
-	return s.unit
 }
 
 func (s *avx512) run(unit uint64, count int, threshold uint32) []uint16 {

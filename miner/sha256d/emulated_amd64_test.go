@@ -3,6 +3,7 @@
 package sha256d
 
 import (
+	"crypto/sha256"
 	"math"
 	"slices"
 	"testing"
@@ -97,6 +98,27 @@ func TestEmulatedKernelsAgreeWithTheReference(t *testing.T) {
 	}
 }
 
+// Timestamps of 1 to 20 digits, at the changes to nonces of 9 and of 10 digits and between them.
+func TestEmulatedKernelsAtEveryMessageLength(t *testing.T) {
+	const threshold = math.MaxUint32 / 2
+	kernels := emulatedKernels(t)
+	check := func(timestamp, first, last uint64) {
+		job := NewJob(pow.Work{Previous: somePrevious, Timestamp: timestamp})
+		r := pow.Range{First: first, Last: last}
+		want := referenceHits(job.Work, r, threshold)
+		for name, searcher := range kernels {
+			if got := searchAll(t, searcher, job, r, threshold, 64); !slices.Equal(got, want) {
+				t.Errorf("%s, timestamp %d, range %s:\ngot  %v\nwant %v", name, timestamp, r, got, want)
+			}
+		}
+	}
+	for timestamp, i := uint64(1), uint64(0); i < pow.MaxDecimalDigits; timestamp, i = 10*timestamp+3, i+1 {
+		check(timestamp, 314_159_260+i, 314_159_299)
+	}
+	check(1_790_000_000_000, 99_999_991, 100_000_017)
+	check(1_790_000_000_000, 999_999_985, 1_000_000_103)
+}
+
 // The hybrid kernel's first turn makes rubbish: it must not matter what memory held before.
 func TestEmulatedKernelsForgetTheirLastRun(t *testing.T) {
 	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 1_790_000_000_000})
@@ -109,4 +131,25 @@ func TestEmulatedKernelsForgetTheirLastRun(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzEmulatedSearch is FuzzSearch for the kernels that this machine may not have. Nonces of 9 digits, because those of 10
+// come in units of 100: an emulator that is also being fuzzed does few of them a second.
+func FuzzEmulatedSearch(f *testing.F) {
+	f.Add([]byte("previous"), uint64(1_790_000_000_000), uint64(123_456_789), uint8(11), uint32(1<<28))
+	f.Add([]byte(""), uint64(0), uint64(899_999_990), uint8(20), uint32(math.MaxUint32))
+	f.Add([]byte{0xff}, uint64(math.MaxUint64), uint64(4_294_967_290), uint8(31), uint32(1<<31))
+	kernels := emulatedKernels(f)
+	f.Fuzz(func(t *testing.T, previous []byte, timestamp, first uint64, length uint8, threshold uint32) {
+		const lowest, limit = 100_000_000, 1_000_000_000
+		first = lowest + first%(limit-lowest)
+		r := pow.Range{First: first, Last: min(first+uint64(length)%32, limit-1)}
+		job := NewJob(pow.Work{Previous: sha256.Sum256(previous), Timestamp: timestamp})
+		want := referenceHits(job.Work, r, threshold)
+		for name, searcher := range kernels {
+			if got := searchAll(t, searcher, job, r, threshold, 32); !slices.Equal(got, want) {
+				t.Fatalf("%s: timestamp %d, range %s, threshold %#x:\ngot  %v\nwant %v", name, timestamp, r, threshold, got, want)
+			}
+		}
+	})
 }

@@ -82,8 +82,14 @@ func (s *hybrid) prepare(job *Job, digits int) int {
 		return 0
 	}
 	s.job = job
-	b, m, h := s.b, &s.message, &job.Midstate
-	m.set(job, powerOfTen(digits-2), digits)
+	s.message.set(job, powerOfTen(digits-2), digits)
+	s.fill(&job.Midstate)
+	return s.unit
+}
+
+// fill sets in the block what all units have in common.
+func (s *hybrid) fill(h *[8]uint32) {
+	b, m := s.b, &s.message
 	b.midstate = [8]uint32{h[5], h[4], h[1], h[0], h[7], h[6], h[3], h[2]}
 	for i := range b.midstates {
 		for lane := range b.midstates[i] {
@@ -103,7 +109,6 @@ func (s *hybrid) prepare(job *Job, digits int) int {
 			k:     [2]uint32{w2 + roundConstants[2], w3 + roundConstants[3]},
 		}
 	}
-	return s.unit
 }
 
 func (s *hybrid) run(unit uint64, count int, threshold uint32) []uint16 {

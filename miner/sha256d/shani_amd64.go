@@ -62,12 +62,17 @@ func (s *shani) prepare(job *Job, digits int) int {
 	if digits <= 8 {
 		s.search = shaniSearchAll
 	}
-	b, h := s.b, &job.Midstate
+	s.fill(&job.Midstate)
+	return 10
+}
+
+// fill sets in the block what all decades have in common.
+func (s *shani) fill(h *[8]uint32) {
+	b := s.b
 	b.midstate = [8]uint32{h[5], h[4], h[1], h[0], h[7], h[6], h[3], h[2]}
 	s.message.quads(&b.tail, &b.tailK, &b.part5, &b.part6)
 	copy(b.align4[:], b.tail[5:])
 	s.message.lastDigits(&b.digits)
-	return 10
 }
 
 func (s *shani) run(decade uint64, count int, threshold uint32) []uint16 {
