@@ -444,14 +444,22 @@ func (n *Node) VerifyLeader(ctx context.Context) error {
 	if term == 0 || !n.leadsIn(term) {
 		return n.notLeader()
 	}
-	err := n.await(ctx, func() error {
+	verify := func() error {
 		// The library counts the next answer of a follower, also to a question asked before. In a process that was paused
 		// those may be old; the second round asks anew.
 		if err := n.raft.VerifyLeader().Error(); err != nil {
 			return err
 		}
 		return n.raft.VerifyLeader().Error()
-	})
+	}
+	// The library forgets a question that a follower had when it was removed from the voters, and answers it with the end of
+	// the leadership alone. So it is asked again.
+	err := context.DeadlineExceeded
+	for err == context.DeadlineExceeded && ctx.Err() == nil && n.leadsIn(term) {
+		asked, cancel := context.WithTimeout(ctx, n.config.RaftElection)
+		err = n.await(asked, verify)
+		cancel()
+	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return err

@@ -116,6 +116,24 @@ func TestLeaderOfTwoGoesOnWhenItsFollowerIsPaused(t *testing.T) {
 	}
 }
 
+// TestLeaderOfTwoIsVerifiedWhenItsFollowerIsGone: the question went to a follower that is removed before it answers.
+func TestLeaderOfTwoIsVerifiedWhenItsFollowerIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2)
+		c.settled()
+		leader := c.servers[0].node
+		c.net.setPaused(c.servers[1].node.Address(), true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for c.voters() != "[1]" { // what was on its way is answered
+			if err := leader.VerifyLeader(ctx); err != nil {
+				t.Fatalf("server 1 leads on, and is told: %v", err)
+			}
+		}
+		c.net.setPaused(c.servers[1].node.Address(), false)
+	})
+}
+
 // TestLeaderOfTwoThatStoodStillBlamesNoFollower: on a busy machine the leader itself gets no CPU for a while, and finds all
 // answers late. Its own ticks tell it so.
 func TestLeaderOfTwoThatStoodStillBlamesNoFollower(t *testing.T) {
