@@ -121,7 +121,11 @@ func TestRecoverAsksBeforeItGivesUpAVoter(t *testing.T) {
 	if code, _, said := command(t, args...); code != exitFailed || !strings.Contains(said, "in use") {
 		t.Errorf("beside the running servers: exit code %d, said %q", code, said)
 	}
-	if code, _, said := command(t, "server", "recover", "--environment", filepath.Join(s.dir, "empty")); code != exitUsage || !strings.Contains(said, "--data-dir") {
+	empty, err := registry.Open(filepath.Join(s.dir, "empty"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, _, said := command(t, "server", "recover", "--environment", empty.Dir()); code != exitUsage || !strings.Contains(said, "--data-dir") {
 		t.Errorf("nothing to recover: exit code %d, said %q", code, said)
 	}
 }
