@@ -92,6 +92,8 @@ func (n *Node) answered(rpc *raft.RPC) bool {
 		rpc.Respond(&raft.RequestPreVoteResponse{Term: request.Term, Granted: true}, nil)
 		return true
 	case *raft.RequestVoteRequest:
+		// With what log it stands is surer than what it said before: entries of the dead leader may have come since (turn).
+		n.peers.calling(serverID(raft.ServerID(request.ID)), request.LastLogIndex)
 		if n.longer(request.ID, request.LastLogTerm, request.LastLogIndex) {
 			anonymous := *request
 			anonymous.ID = nil // the library then asks no configuration, and everything else as ever

@@ -232,7 +232,7 @@ func (n *Node) openTransport() {
 		ServerAddressProvider: n.book,
 		Logger:                newRaftLogger(n.log),
 		Stream:                n.stream,
-		MaxPool:               3,
+		MaxPool:               raftPool,
 		Timeout:               n.config.TransportTimeout,
 	}, n.config.RaftLease/2, func() bool { return n.onlyFollower() != 0 })
 	n.transport.intake = newIntake()

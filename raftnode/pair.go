@@ -2,9 +2,12 @@ package raftnode
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -64,6 +67,9 @@ func (p *ownPauses) since(since, now time.Time) (sum time.Duration) {
 	return sum
 }
 
+// raftPool is how many idle connections to each server the library's transport keeps. Tuning.
+const raftPool = 3
+
 // raftTransport is the library's, with a deadline for the Raft heartbeats of a leader with one follower.
 type raftTransport struct {
 	*raft.NetworkTransport
@@ -92,6 +98,33 @@ func (t *raftTransport) AppendEntries(id raft.ServerID, target raft.ServerAddres
 		return t.beats.AppendEntries(id, target, args, resp)
 	}
 	return t.NetworkTransport.AppendEntries(id, target, args, resp)
+}
+
+// RequestVote implements raft.Transport.
+func (t *raftTransport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return pastBrokenConnections(func() error { return t.NetworkTransport.RequestVote(id, target, args, resp) })
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *raftTransport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return pastBrokenConnections(func() error { return t.NetworkTransport.RequestPreVote(id, target, args, resp) })
+}
+
+// TimeoutNow implements raft.Transport.
+func (t *raftTransport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	return pastBrokenConnections(func() error { return t.NetworkTransport.TimeoutNow(id, target, args, resp) })
+}
+
+// pastBrokenConnections asks again while the library takes connections from its pool that ended long ago: those to a server
+// that was started again since. An election with few voters is lost with one vote, and the next one takes a timeout. What is
+// asked here may be asked twice.
+func pastBrokenConnections(ask func() error) (err error) {
+	for range raftPool + 1 {
+		if err = ask(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+	}
+	return err
 }
 
 // CloseStreams ends the pooled connections.

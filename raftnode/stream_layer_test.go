@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -121,4 +122,97 @@ func TestRaftAndGRPCShareOneAddress(t *testing.T) {
 	}
 	sender.CloseStreams()
 	receiver.CloseStreams()
+}
+
+// TestVoteIsGivenThoughTheServerWasStartedAgain: the connections of before are still in the candidate's pool.
+func TestVoteIsGivenThoughTheServerWasStartedAgain(t *testing.T) {
+	transport := func(l *Listener) *raftTransport {
+		return newRaftTransport(raft.NetworkTransportConfig{Stream: NewStreamLayer(l, ""), MaxPool: raftPool, Timeout: time.Minute,
+			Logger: newRaftLogger(discard())}, time.Minute, func() bool { return false })
+	}
+	listen := func(address string) *Listener {
+		l, err := Listen(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	var near *raftTransport
+	var target raft.ServerAddress
+	// voter runs a server that votes until stop is called.
+	voter := func(address string) (at string, stop func()) {
+		l := listen(address)
+		far := transport(l)
+		done, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			for {
+				select {
+				case rpc := <-far.Consumer():
+					switch rpc.Command.(type) {
+					case *raft.RequestVoteRequest:
+						rpc.Respond(&raft.RequestVoteResponse{Granted: true}, nil)
+					case *raft.RequestPreVoteRequest:
+						rpc.Respond(&raft.RequestPreVoteResponse{Granted: true}, nil)
+					default:
+						rpc.Respond(&raft.TimeoutNowResponse{}, nil)
+					}
+				case <-done:
+					return
+				}
+			}
+		}()
+		return l.Addr().String(), func() {
+			if err := errors.Join(far.Close(), l.Close()); err != nil {
+				t.Error(err)
+			}
+			far.CloseStreams()
+			close(done)
+			<-ended
+		}
+	}
+	own := listen("127.0.0.1:0")
+	near = transport(own)
+	defer func() {
+		near.CloseStreams()
+		if err := errors.Join(near.Close(), own.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	address, stop := voter("127.0.0.1:0")
+	target = raft.ServerAddress(address)
+	vote := func() error {
+		var response raft.RequestVoteResponse
+		err := near.RequestVote("2", target, &raft.RequestVoteRequest{Term: 1}, &response)
+		if err == nil && !response.Granted {
+			err = errors.New("not granted")
+		}
+		return err
+	}
+	asks := map[string]func() error{
+		"vote": vote,
+		"pre-vote": func() error {
+			return near.RequestPreVote("2", target, &raft.RequestPreVoteRequest{Term: 1}, new(raft.RequestPreVoteResponse))
+		},
+		"election": func() error {
+			return near.TimeoutNow("2", target, &raft.TimeoutNowRequest{}, new(raft.TimeoutNowResponse))
+		},
+	}
+	for name, ask := range asks {
+		var pool sync.WaitGroup // as many connections as are kept
+		for range 2 * raftPool {
+			pool.Go(func() {
+				if err := vote(); err != nil {
+					t.Errorf("before %s: %v", name, err)
+				}
+			})
+		}
+		pool.Wait()
+		stop()
+		_, stop = voter(address)
+		if err := ask(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	stop()
 }

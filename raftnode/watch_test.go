@@ -67,6 +67,28 @@ func TestSlowElectionOfAnHeirIsNotDisturbed(t *testing.T) {
 	})
 }
 
+// TestHeirThatGotItsLastEntryAtTheLastMomentIsNotDisturbed: it says with what log it calls before it has written what the dead
+// leader sent last, so it seems to lag. A second election while its votes are written would end its term.
+func TestHeirThatGotItsLastEntryAtTheLastMomentIsNotDisturbed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		heir, third := c.servers[1], c.servers[2]
+		term, last := c.leader().raft.CurrentTerm(), heir.node.raft.LastIndex()
+		heir.stall.on()
+		c.servers[0].propose()
+		c.wait("server 3 has one entry more", func() bool { return third.node.raft.LastIndex() > last })
+		third.voteTime.Store(int64(heirPause / 3))
+		c.killAtOnce(0)
+		time.Sleep(heirPause / 3)
+		heir.stall.off()
+		c.wait("server 2 leads", func() bool { return c.leads(2) })
+		if now := heir.node.raft.CurrentTerm(); now != term+1 {
+			t.Errorf("term %d after term %d: more than one election", now, term)
+		}
+	})
+}
+
 func TestHeirThatLagsIsPassedOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)
