@@ -28,6 +28,7 @@ type testNet struct {
 	nodes     map[string]*Node
 	mute      map[string]bool // accepts and answers nothing
 	paused    map[string]bool // reads nothing
+	accepted  map[string][]net.Conn
 	next      int
 }
 
@@ -38,6 +39,7 @@ func newTestNet() *testNet {
 		nodes:     make(map[string]*Node),
 		mute:      make(map[string]bool),
 		paused:    make(map[string]bool),
+		accepted:  make(map[string][]net.Conn),
 		next:      7000,
 	}
 }
@@ -118,6 +120,9 @@ func (n *testNet) connect(ctx context.Context, to *testListener, address string,
 	near, far := net.Pipe()
 	select {
 	case to.conns <- &pausable{Conn: far, net: n, address: address}:
+		n.mu.Lock()
+		n.accepted[address] = append(n.accepted[address], far)
+		n.mu.Unlock()
 		return near, nil
 	case <-to.closed:
 	case <-ctx.Done():
@@ -147,6 +152,16 @@ func (n *testNet) call(ctx context.Context, address string) (*Node, error) {
 		return nil, fmt.Errorf("call %s: not served yet", address)
 	}
 	return node, nil
+}
+
+// hangUp ends the connections that an address accepted. It goes on listening.
+func (n *testNet) hangUp(address string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, conn := range n.accepted[address] {
+		conn.Close()
+	}
+	delete(n.accepted, address)
 }
 
 // cut makes an address refuse.

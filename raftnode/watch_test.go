@@ -98,6 +98,11 @@ func TestHeirThatLagsIsPassedOver(t *testing.T) {
 		for range 10 {
 			c.commits()
 		}
+		c.net.hangUp(heir) // else what was being read when the pause began may still arrive, with all entries
+		synctest.Wait()
+		if heirHas, all := c.servers[1].node.raft.LastIndex(), c.servers[2].node.raft.LastIndex(); heirHas >= all {
+			t.Fatalf("server 2 has entry %d of %d, so this is no test", heirHas, all)
+		}
 		began := time.Now()
 		c.killAtOnce(0)
 		c.net.setPaused(heir, false)
