@@ -100,20 +100,20 @@ func (n *testNet) dial(address string, timeout time.Duration) (net.Conn, error) 
 	n.mu.Lock()
 	to := n.listeners[address]
 	n.mu.Unlock()
-	return n.connect(context.Background(), to, address, timeout)
+	return n.connect(to, address, timeout)
 }
 
-func (n *testNet) dialWatch(ctx context.Context, address string) (net.Conn, error) {
+func (n *testNet) dialWatch(_ context.Context, address string) (net.Conn, error) {
 	n.mu.Lock()
 	to := n.watches[address]
 	if n.listeners[address] == nil {
 		to = nil
 	}
 	n.mu.Unlock()
-	return n.connect(ctx, to, address, watchTimeout)
+	return n.connect(to, address, watchTimeout)
 }
 
-func (n *testNet) connect(ctx context.Context, to *testListener, address string, timeout time.Duration) (net.Conn, error) {
+func (n *testNet) connect(to *testListener, address string, timeout time.Duration) (net.Conn, error) {
 	if to == nil {
 		return nil, fmt.Errorf("dial %s: %w", address, syscall.ECONNREFUSED)
 	}
@@ -125,7 +125,6 @@ func (n *testNet) connect(ctx context.Context, to *testListener, address string,
 		n.mu.Unlock()
 		return near, nil
 	case <-to.closed:
-	case <-ctx.Done():
 	case <-time.After(timeout):
 	}
 	return nil, errors.Join(fmt.Errorf("dial %s: %w", address, syscall.ECONNREFUSED), near.Close(), far.Close())

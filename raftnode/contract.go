@@ -19,7 +19,7 @@ var (
 	ErrClosed = errors.New("server is closed")
 	// ErrForeignCluster: the message belongs to another cluster.
 	ErrForeignCluster = errors.New("another cluster")
-	// ErrTwin: another process is the same server. The text that wraps it says which, and ends with what to do.
+	// ErrTwin: another process is the same server, or may become it. The text that wraps it says which, and what to do.
 	ErrTwin = errors.New("this data directory is a copy")
 	// ErrJoinRefused: the request to join makes no sense; asking again does not help.
 	ErrJoinRefused = errors.New("join refused")
@@ -59,7 +59,6 @@ type HeartbeatRequest struct {
 	LeaderID        uint64 // the Raft leader the sender knows; 0: none
 	SentUnixMilli   uint64
 	ServerAddresses []string // of the servers that are up, lowest id first
-	Instance        Instance // of the sender
 }
 
 // ServerReport is the reply: what a server says of itself.
@@ -75,7 +74,6 @@ type ServerReport struct {
 	DataDir          string
 	Host             fsm.Host
 	Stopping         bool // a planned stop has begun
-	Instance         Instance
 }
 
 // JoinRequest asks for an id, or, with an id that was given before, for membership.

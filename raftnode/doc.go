@@ -40,16 +40,10 @@
 //
 // # Raft's connections
 //
-// After the shared listener's tag, each Raft connection starts with a hello of 48 bytes (transport.go) that says which cluster and
-// which server is meant, and which start of which server speaks. Raft checks none of it, and ports are reused: without it the log of one cluster could reach a
+// After the shared listener's tag, each Raft connection starts with a hello of 24 bytes (transport.go) that says which cluster and
+// which server is meant. Raft checks neither, and ports are reused: without it the log of one cluster could reach a
 // server of another, and the acknowledgements of one server could count as those of a second. In Raft's configuration a
 // server's address is id@host:port, where it listened when it was added; dials use the newest address instead.
-//
-// A data directory that was copied makes two processes of one server. The hello, and each heartbeat, carry the instance of a
-// start; a second instance is refused with ErrTwin while the first one answers (twin.go), and Run returns that error. While
-// the first one neither answers nor refuses, the second waits until it is silent for three heartbeats. What replaced another one
-// stays: an instance that was replaced is refused when it comes back. At an address that two processes advertise alike, the later
-// one replaces the earlier.
 //
 // A snapshot that is older than what is here is answered and not installed, and a server without a vote stands for no election:
 // Raft checks neither (intake.go).
@@ -99,13 +93,10 @@
 // (logcheck.go): it forgot entries that it acknowledged, or votes, and could elect a server that never had them. What is in
 // the journal was applied, so it was in the log before, and synced there; a log or snapshot that ends before it, another
 // term there, or a stored term that is lower shows an older copy. Never put a copy of a data directory back under a server
-// that ran since; it joins as a new one. server.json says where the directory was at its last start, so a copy on the same host is
-// known by the original. It is sealed, and must agree with the server table of the log.
+// that ran since; it joins as a new one. server.json says where the directory was at its last start, so that on one host a copy is
+// known by the original (twin.go). It is sealed, and must agree with the server table of the log.
 //
 // # Limits
-//
-// A copy of a data directory that is started on another host while the server itself is down, or unreachable for three heartbeats,
-// takes its place with what it has. When both ran in parts of the network that did not reach each other, both may end.
 //
 // Servers on different hosts that a majority of moved to other addresses at once find each other by the addresses given to
 // join alone: after a restart only Raft's configuration is known, and it names the old ones.

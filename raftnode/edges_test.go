@@ -111,7 +111,7 @@ func TestSilentRaftConnectionsEndWithTheStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := newTestNet()
 		listener := network.listen()
-		stream := newGuardedStream(listener, "cluster", speaks{id: 1})
+		stream := newGuardedStream(listener, "cluster", 1)
 		stream.start()
 		silent, err := network.dial(listener.address, time.Second)
 		if err != nil {
@@ -121,7 +121,7 @@ func TestSilentRaftConnectionsEndWithTheStream(t *testing.T) {
 		if _, err := silent.Read(make([]byte, 1)); err == nil || time.Since(began) != helloTimeout {
 			t.Errorf("a connection without hello ended with %v after %v", err, time.Since(began))
 		}
-		other := newGuardedStream(network.listen(), "cluster", speaks{id: 2})
+		other := newGuardedStream(network.listen(), "cluster", 2)
 		near, err := other.Dial(raftAddress(1, listener.address), time.Second)
 		if err != nil {
 			t.Fatal(err)

@@ -270,7 +270,12 @@ func (p *peer) take(report ServerReport) {
 
 // ask sends one heartbeat and checks that the right server answered.
 func (n *Node) ask(ctx context.Context, id uint64, address string) (ServerReport, error) {
-	report, err := n.inquire(ctx, address)
+	if address == "" {
+		return ServerReport{}, errUnknownAddress
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.config.Heartbeat)
+	defer cancel()
+	report, err := n.config.Peers.Heartbeat(ctx, address, n.heartbeatRequest())
 	switch {
 	case err != nil:
 		return ServerReport{}, err
@@ -279,21 +284,7 @@ func (n *Node) ask(ctx context.Context, id uint64, address string) (ServerReport
 	case id != 0 && report.ServerID != id:
 		return ServerReport{}, fmt.Errorf("server %d answered at the address of server %d, %s", report.ServerID, id, address)
 	}
-	return report, n.admit(ctx, report.ServerID, report.Instance, report.Address)
-}
-
-// inquire asks whoever listens at an address. When the answer is that another process is this server, this one ends.
-func (n *Node) inquire(ctx context.Context, address string) (ServerReport, error) {
-	if address == "" {
-		return ServerReport{}, errUnknownAddress
-	}
-	ctx, cancel := context.WithTimeout(ctx, n.config.Heartbeat)
-	defer cancel()
-	report, err := n.config.Peers.Heartbeat(ctx, address, n.heartbeatRequest())
-	if errors.Is(err, ErrTwin) {
-		n.endAsTwin(err)
-	}
-	return report, err
+	return report, nil
 }
 
 // probe counts how often the port of a server that did not answer refuses: twice means that no process listens there.
@@ -326,7 +317,6 @@ func (n *Node) heartbeatRequest() HeartbeatRequest {
 		Term:          n.raft.CurrentTerm(),
 		LeaderID:      serverID(leader),
 		SentUnixMilli: uint64(max(0, n.config.Now().UnixMilli())),
-		Instance:      n.instance,
 	}
 	for _, id := range n.upIDs() {
 		request.ServerAddresses = append(request.ServerAddresses, n.book.address(id))
@@ -359,15 +349,8 @@ func (n *Node) HandleHeartbeat(request HeartbeatRequest) (ServerReport, error) {
 			request.ServerID, request.ClusterID, n.clusterID, ErrForeignCluster)
 	case request.ServerID == 0:
 		return ServerReport{}, errors.New("heartbeat refused: it has no server id")
-	case request.Instance == Instance{}:
-		return ServerReport{}, fmt.Errorf("heartbeat of server %d refused: it has no instance", request.ServerID)
-	case request.ServerID == n.id && request.Instance == n.instance:
-		return ServerReport{}, fmt.Errorf("heartbeat refused: server %d sent it to itself", n.id)
 	case request.ServerID == n.id:
-		return ServerReport{}, twinError(n.id, n.config.Advertise, n.opened, "")
-	}
-	if err := n.admit(n.ctx, request.ServerID, request.Instance, request.Address); err != nil {
-		return ServerReport{}, err
+		return ServerReport{}, fmt.Errorf("heartbeat refused: it says server %d, which is this one", n.id)
 	}
 	n.log.Debug("heartbeat received", "from", request.ServerID, "address", request.Address)
 	n.book.hear(request.ServerID, request.Address)
@@ -398,7 +381,6 @@ func (n *Node) report() ServerReport {
 		DataDir:          n.config.DataDir.Path(),
 		Host:             n.config.Host,
 		Stopping:         n.stopping.Load(),
-		Instance:         n.instance,
 	}
 }
 

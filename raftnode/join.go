@@ -160,7 +160,7 @@ func (n *Node) HandleJoin(ctx context.Context, request JoinRequest) (JoinReply, 
 // A server that has no id yet is known by its request id: while it asks, it serves watch streams that are meant for that.
 // So the leader finds out, before anything is committed, that the server which asks can be reached where it says.
 
-func joinHello(requestID fsm.ID) hello { return newHello(string(requestID[:]), 0, speaks{}) }
+func joinHello(requestID fsm.ID) hello { return newHello(string(requestID[:]), 0) }
 
 // dialBack reports whether the server that asks is at the address that it claims. That nothing listens there is final.
 func (n *Node) dialBack(ctx context.Context, request JoinRequest) error {

@@ -45,16 +45,16 @@ func (n *Node) openStores(fresh bool, rejoin *fence) (err error) {
 }
 
 // checkLog refuses stores that are not all that this server ever wrote, before it votes on them. What is in the journal was
-// applied, so it was in the log, and synced there, before. It returns the server table at the log's end.
-func (n *Node) checkLog() ([]fsm.Server, error) {
+// applied, so it was in the log, and synced there, before.
+func (n *Node) checkLog() error {
 	dir := n.config.DataDir.Path()
 	rejoin, err := readFence(dir, rejoinFileName)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	record, err := readRecovery(dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	n.journal.mu.Lock()
 	end := n.journal.end()
@@ -63,26 +63,25 @@ func (n *Node) checkLog() ([]fsm.Server, error) {
 	err = checkStores(path, n.stores, record.Copied.own(end), rejoin)
 	switch {
 	case errors.Is(err, ErrLogMissing), errors.Is(err, ErrLogBehind):
-		return nil, fmt.Errorf("open raft log: %s: %w; %s", path, err, joinAnew)
+		return fmt.Errorf("open raft log: %s: %w; %s", path, err, joinAnew)
 	case err != nil:
-		return nil, fmt.Errorf("open raft log: %w", err)
+		return fmt.Errorf("open raft log: %w", err)
 	}
 	return n.checkTable(path)
 }
 
 // checkTable replays the log to its end, for the others may never send an entry to a server under another's id. This server's
 // own row was committed before it had a log. What cannot be replayed Raft meets again, and says better.
-func (n *Node) checkTable(path string) (table []fsm.Server, err error) {
+func (n *Node) checkTable(path string) (err error) {
 	var h *history
 	func() {
 		defer recoverDamage(path, &err)
 		h, err = replayStores(n.stores.Log, n.stores.Stable, n.stores.Snapshots)
 	}()
 	if err != nil {
-		return nil, nil
+		return nil
 	}
-	table = h.state.Servers()
-	return table, n.belongs(table)
+	return n.belongs(h.state.Servers())
 }
 
 // checkStores compares stores with the end of what their server applied, and with the fence behind which it began anew.

@@ -33,8 +33,6 @@ type Node struct {
 	id        uint64
 	clusterID string
 	requestID fsm.ID
-	instance  Instance // of this start
-	opened    time.Time
 
 	stores    *Stores
 	journal   *journal
@@ -47,7 +45,6 @@ type Node struct {
 	commits   committer
 	entry     *registry.Published
 	peers     peerSet
-	speakers  speakers
 	watchers  watchers
 	door      *watchDoor // of a server that joins; nil: there is none
 	disk      watchdog
@@ -84,11 +81,9 @@ func Open(ctx context.Context, config Config) (*Node, error) {
 		return nil, fmt.Errorf("open server: %w", err)
 	}
 	n := &Node{
-		config:   config,
-		log:      config.Logger,
-		instance: newInstance(),
-		opened:   time.Now(),
-		govern:   make(chan struct{}, 1),
+		config: config,
+		log:    config.Logger,
+		govern: make(chan struct{}, 1),
 
 		diskChanged: make(chan struct{}, 1),
 		regroup:     make(chan struct{}, 1),
@@ -150,14 +145,8 @@ func (n *Node) open(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	table, err := n.checkLog()
-	if err != nil {
+	if err := n.checkLog(); err != nil {
 		return err
-	}
-	if !founding {
-		if err := n.introduce(ctx, identity.Address, table); err != nil {
-			return err
-		}
 	}
 	n.replica.belongs = n.belongs
 	if !n.config.withoutJournal {
@@ -221,11 +210,10 @@ func (n *Node) openTransport() {
 	if inner == nil {
 		inner = NewStreamLayer(n.config.Listener, n.config.Advertise)
 	}
-	n.stream = newGuardedStream(inner, n.clusterID, n.speaks())
+	n.stream = newGuardedStream(inner, n.clusterID, n.id)
 	n.stream.refused = n.book.dialFailed
-	n.stream.admit = n.admitStream
-	n.stream.strange = func(from string, why error) {
-		n.log.Debug("raft connection closed", "from", from, "error", why)
+	n.stream.strange = func(from string) {
+		n.log.Debug("raft connection meant for another server closed", "from", from)
 	}
 	n.stream.start()
 	n.transport = newRaftTransport(raft.NetworkTransportConfig{
@@ -393,8 +381,6 @@ func (n *Node) closeOwned() error {
 	}
 	return errors.Join(append(errs, n.config.DataDir.Close())...)
 }
-
-func (n *Node) speaks() speaks { return speaks{id: n.id, instance: n.instance} }
 
 // ID returns this server's id.
 func (n *Node) ID() uint64 { return n.id }

@@ -199,16 +199,13 @@ func TestStrangersHeardOfAreFew(t *testing.T) {
 		node := c.servers[0].node
 		for round := range uint64(3) {
 			for id := range uint64(10 * maxStrangers) {
-				request := HeartbeatRequest{ClusterID: node.ClusterID(), ServerID: 1000*(round+1) + id, Address: "127.0.0.1:9", Instance: Instance{1}}
+				request := HeartbeatRequest{ClusterID: node.ClusterID(), ServerID: 1000*(round+1) + id, Address: "127.0.0.1:9"}
 				if _, err := node.HandleHeartbeat(request); err != nil {
 					t.Fatal(err)
 				}
 			}
 			if known := node.book.known(); len(known) != maxStrangers || known[0] != 1000*(round+1) {
 				t.Errorf("%d servers are heard of, the first is %d", len(known), known[0])
-			}
-			if count := len(node.speakers.byID); count > maxSpeakers {
-				t.Errorf("%d processes are remembered", count)
 			}
 			time.Sleep(node.book.fresh)
 		}
@@ -539,8 +536,8 @@ func TestRaftStreamMeantForAnotherServerIsClosed(t *testing.T) {
 		c := newTestCluster(t, 1)
 		node := c.servers[0].node
 		for name, greeting := range map[string]hello{
-			"another cluster": newHello("other", node.ID(), speaks{id: 2}),
-			"another id":      newHello(node.ClusterID(), 2, speaks{id: 3}),
+			"another cluster": newHello("other", node.ID()),
+			"another id":      newHello(node.ClusterID(), 2),
 		} {
 			conn, err := c.net.dial(node.Address(), time.Second)
 			if err != nil {

@@ -229,6 +229,7 @@ func (n *Node) watchPair(ctx context.Context) {
 				wait(now)
 			default:
 				n.goOnWithout(ctx, silent, "it answered no raft heartbeat")
+				pauses.last = time.Now() // no tick was taken meanwhile
 			}
 		}
 	}

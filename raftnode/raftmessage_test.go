@@ -20,7 +20,7 @@ func raftPair(t *testing.T, answer func(raft.RPC)) (from *raft.NetworkTransport,
 	network := newTestNet()
 	transport := func(id uint64) (*raft.NetworkTransport, *testListener) {
 		l := network.listen()
-		stream := newGuardedStream(l, "cluster", speaks{id: id})
+		stream := newGuardedStream(l, "cluster", id)
 		stream.start()
 		transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: stream, MaxPool: 1, Timeout: time.Minute,
 			Logger: newRaftLogger(discard())})
@@ -151,7 +151,7 @@ func TestRaftMessageThatAnnouncesTooMuchTakesNoMemory(t *testing.T) {
 			}
 			network := newTestNet()
 			listener := network.listen()
-			stream := newGuardedStream(listener, "cluster", speaks{id: 1})
+			stream := newGuardedStream(listener, "cluster", 1)
 			stream.start()
 			transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: stream, Timeout: time.Minute, Logger: newRaftLogger(discard())})
 			answered := make(chan struct{})
@@ -174,7 +174,7 @@ func TestRaftMessageThatAnnouncesTooMuchTakesNoMemory(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			greeting := newHello("cluster", 1, speaks{id: 2})
+			greeting := newHello("cluster", 1)
 			go conn.Write(append(greeting[:], message...))
 			conn.SetReadDeadline(time.Now().Add(time.Minute))
 			_, err = io.Copy(io.Discard, conn)

@@ -17,18 +17,11 @@ import (
 )
 
 // hello is what a Raft connection starts with, after the stream layer's own tag: 16 bytes of SHA256(cluster id), then
-// the id of the server that is meant, 8 bytes big endian, and the id and instance of the one that speaks. Protocol.
+// the id of the server that is meant, 8 bytes big endian. Protocol.
 //
 // Ports are reused: without it the log of one cluster could reach a server of another, or the acknowledgements of
-// server 2 could be counted as those of server 3. And data directories are copied: two processes of one id would have two
-// votes (twin.go). Raft itself checks none of it.
-type hello [48]byte
-
-// speaks is who dials.
-type speaks struct {
-	id       uint64
-	instance Instance
-}
+// server 2 could be counted as those of server 3. Raft itself checks neither.
+type hello [24]byte
 
 // A server sends its hello together with the tag, so it need not be waited for. Connections that say nothing cannot lock
 // out others: when too many are waited for, the one that is oldest is closed. Tuning.
@@ -37,20 +30,11 @@ const (
 	maxUngreeted = 256
 )
 
-func newHello(clusterID string, to uint64, from speaks) (h hello) {
+func newHello(clusterID string, serverID uint64) (h hello) {
 	sum := sha256.Sum256([]byte(clusterID))
 	copy(h[:16], sum[:])
-	binary.BigEndian.PutUint64(h[16:], to)
-	binary.BigEndian.PutUint64(h[24:], from.id)
-	copy(h[32:], from.instance[:])
+	binary.BigEndian.PutUint64(h[16:], serverID)
 	return h
-}
-
-// meant is the part that says whom it is for.
-func (h hello) meant() [24]byte { return [24]byte(h[:24]) }
-
-func (h hello) from() speaks {
-	return speaks{id: binary.BigEndian.Uint64(h[24:]), instance: Instance(h[32:])}
 }
 
 // raftAddress is how Raft's configuration and connection pool name a server: its id and where it listened then. The id
@@ -83,11 +67,10 @@ func serverID(id raft.ServerID) uint64 {
 type guardedStream struct {
 	inner     raft.StreamLayer
 	clusterID string
-	self      speaks
-	admit     func(id uint64, instance Instance) error // may ask others
+	own       hello
 	accepted  chan net.Conn
-	refused   func(address string)         // a dial failed: the address may be old
-	strange   func(from string, why error) // a connection that is meant for another server, or whose sender is not let in
+	refused   func(address string) // a dial failed: the address may be old
+	strange   func(from string)    // a connection meant for another server
 	closing   chan struct{}
 	closeOnce sync.Once
 	work      sync.WaitGroup // the accept loop and the hellos
@@ -98,15 +81,14 @@ type guardedStream struct {
 	halted    bool      // no traffic, in or out
 }
 
-func newGuardedStream(inner raft.StreamLayer, clusterID string, self speaks) *guardedStream {
+func newGuardedStream(inner raft.StreamLayer, clusterID string, id uint64) *guardedStream {
 	s := &guardedStream{
 		inner:     inner,
 		clusterID: clusterID,
-		self:      self,
-		admit:     func(uint64, Instance) error { return nil },
+		own:       newHello(clusterID, id),
 		accepted:  make(chan net.Conn),
 		refused:   func(string) {},
-		strange:   func(string, error) {},
+		strange:   func(string) {},
 		closing:   make(chan struct{}),
 		conns:     make(map[*guardedConn]struct{}),
 	}
@@ -163,12 +145,10 @@ func (s *guardedStream) greet(conn *guardedConn, waiting *list.Element) {
 	s.mu.Lock()
 	s.ungreeted.Remove(waiting) // nothing, when it was closed as the oldest
 	s.mu.Unlock()
-	if err == nil {
-		if err = s.letIn(conn, got); err != nil {
-			s.strange(conn.RemoteAddr().String(), err)
+	if err != nil || got != s.own || s.isHalted() {
+		if err == nil && got != s.own {
+			s.strange(conn.RemoteAddr().String())
 		}
-	}
-	if err != nil || s.isHalted() {
 		conn.Close()
 		return
 	}
@@ -179,20 +159,6 @@ func (s *guardedStream) greet(conn *guardedConn, waiting *list.Element) {
 	case <-s.closing:
 		conn.Close()
 	}
-}
-
-var errMeantForAnother = errors.New("it is meant for another server")
-
-func (s *guardedStream) letIn(conn *guardedConn, got hello) error {
-	if got.meant() != newHello(s.clusterID, s.self.id, s.self).meant() {
-		return errMeantForAnother
-	}
-	from := got.from()
-	if err := s.admit(from.id, from.instance); err != nil {
-		return err
-	}
-	s.of(conn, from.id)
-	return nil
 }
 
 // Accept implements raft.StreamLayer.
@@ -220,8 +186,7 @@ func (s *guardedStream) Dial(address raft.ServerAddress, timeout time.Duration) 
 		return nil, err
 	}
 	tracked := s.track(conn)
-	s.of(tracked, id)
-	greeting := newHello(s.clusterID, id, s.self)
+	greeting := newHello(s.clusterID, id)
 	if timeout > 0 {
 		tracked.SetWriteDeadline(time.Now().Add(timeout))
 	}
@@ -303,7 +268,6 @@ type guardedConn struct {
 	net.Conn
 	stream   *guardedStream
 	messages *raftMessages // nil: the hello is not over
-	peer     uint64        // guarded by stream.mu; 0: not known yet
 }
 
 func (c *guardedConn) Read(p []byte) (int, error) {
@@ -316,27 +280,6 @@ func (c *guardedConn) Read(p []byte) (int, error) {
 		return 0, bad
 	}
 	return n, err
-}
-
-func (s *guardedStream) of(conn *guardedConn, peer uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	conn.peer = peer
-}
-
-// closeOf ends all connections with one server.
-func (s *guardedStream) closeOf(peer uint64) {
-	s.mu.Lock()
-	var open []*guardedConn
-	for conn := range s.conns {
-		if conn.peer == peer {
-			open = append(open, conn)
-		}
-	}
-	s.mu.Unlock()
-	for _, conn := range open {
-		conn.Close()
-	}
 }
 
 func (c *guardedConn) Close() error {

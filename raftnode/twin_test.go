@@ -1,49 +1,14 @@
 package raftnode
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
-
-	"github.com/hashicorp/raft"
 
 	"raftmine/fsm"
 )
-
-// copyOf returns a server on a copy of the data directory and the log of one that runs, as it would be on another host.
-func copyOf(t *testing.T, s *testServer) *testServer {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "copy")
-	if err := os.CopyFS(dir, os.DirFS(s.dir)); err != nil {
-		t.Fatal(err)
-	}
-	twin := newTestServer(t, s.net, dir)
-	twin.snaps = s.snaps
-	first, err := s.log.FirstIndex()
-	if err != nil {
-		t.Fatal(err)
-	}
-	last, err := s.log.LastIndex()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for index := first; index <= last; index++ {
-		var entry raft.Log
-		if err := errors.Join(s.log.GetLog(index, &entry), twin.log.StoreLog(&entry)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	term, err := s.log.GetUint64(keyCurrentTerm)
-	if err := errors.Join(err, twin.log.SetUint64(keyCurrentTerm, term)); err != nil {
-		t.Fatal(err)
-	}
-	return twin
-}
 
 func wantTwin(t *testing.T, err error, parts ...string) {
 	t.Helper()
@@ -55,108 +20,6 @@ func wantTwin(t *testing.T, err error, parts ...string) {
 			t.Errorf("it says %q, without %q", err, part)
 		}
 	}
-}
-
-// TestCopyOfARunningServerDoesNotStart: whoever can be asked refuses it before its Raft starts, and the one that runs goes on.
-func TestCopyOfARunningServerDoesNotStart(t *testing.T) {
-	for id := range 3 {
-		synctest.Test(t, func(t *testing.T) {
-			c := newTestCluster(t, 3)
-			twin := copyOf(t, c.servers[id])
-			wantTwin(t, twin.open(), c.servers[id].node.Address())
-			time.Sleep(time.Minute)
-			if !c.leads(1) || !c.up(1, 2, 3) {
-				t.Errorf("beside a copy of server %d the others are not as they were", id+1)
-			}
-		})
-	}
-}
-
-// deafPeers answers nothing to a server until it is told to.
-type deafPeers struct {
-	*testNet
-	deaf bool
-}
-
-func (p *deafPeers) Heartbeat(ctx context.Context, address string, request HeartbeatRequest) (ServerReport, error) {
-	if p.deaf {
-		<-ctx.Done()
-		return ServerReport{}, ctx.Err()
-	}
-	return p.testNet.Heartbeat(ctx, address, request)
-}
-
-// TestCopyThatStartedUnseenIsNotHeardAndEnds: its first heartbeats are lost, so it starts. It wins no vote and takes no office, and
-// its first heartbeat that arrives ends it.
-func TestCopyThatStartedUnseenIsNotHeardAndEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 3)
-		term := c.leader().raft.CurrentTerm()
-		twin := copyOf(t, c.servers[2])
-		peers := &deafPeers{testNet: c.net, deaf: true}
-		twin.peers = peers
-		twin.start()
-		defer twin.kill()
-		if err := twin.node.callElection(t.Context(), 3); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(2 * time.Second)
-		if now := c.leader().raft.CurrentTerm(); now != term {
-			t.Errorf("the copy's election was heard: term %d after term %d", now, term)
-		}
-		peers.deaf = false
-		err := <-twin.ran
-		twin.ran <- nil
-		wantTwin(t, err, c.servers[2].node.Address())
-		if _, err := twin.node.Propose(t.Context(), strike(1)); !errors.Is(err, ErrTwin) {
-			t.Errorf("after its end it answers with %v", err)
-		}
-		time.Sleep(time.Minute)
-		if !c.leads(1) || !c.up(1, 2, 3) {
-			t.Error("the others are not as they were")
-		}
-	})
-}
-
-// TestServerThatIsStartedAgainIsNoTwin: at another address each time, as quickly as can be, the leader and a follower.
-func TestServerThatIsStartedAgainIsNoTwin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 3)
-		for i := range 20 {
-			s := c.servers[2*(i%2)]
-			s.kill()
-			s.start()
-		}
-		c.wait("all are up", func() bool { return c.leads(1) && c.up(1, 2, 3) })
-	})
-}
-
-// TestPausedServerIsReplacedOnlyWhenItIsSilentForLong, and when it goes on, it is the one that ends.
-func TestPausedServerIsReplacedOnlyWhenItIsSilentForLong(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newTestCluster(t, 2)
-		first := c.servers[1]
-		asked := c.servers[0].node
-		c.wait("server 2 is known", func() bool {
-			_, err := asked.HandleHeartbeat(first.node.heartbeatRequest())
-			return err == nil
-		})
-		second := first.node.heartbeatRequest()
-		second.Instance, second.Address = newInstance(), "127.0.0.1:9"
-		c.net.setMute(first.node.Address(), true)
-		if _, err := asked.HandleHeartbeat(second); !errors.Is(err, errUndecided) {
-			t.Errorf("a second one was answered with %v", err)
-		}
-		first.node.cancel() // it says nothing either
-		time.Sleep(missedHeartbeats * DefaultHeartbeat)
-		if _, err := asked.HandleHeartbeat(second); err != nil {
-			t.Errorf("after three heartbeats it was answered with %v", err)
-		}
-		third := second
-		third.Instance, third.Address = first.node.instance, first.node.Address()
-		_, err := asked.HandleHeartbeat(third)
-		wantTwin(t, err, second.Address)
-	})
 }
 
 // TestCopyOnThisHostDoesNotStart: neither beside the server that it is a copy of, nor in another environment, nor while that

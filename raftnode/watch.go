@@ -79,7 +79,7 @@ func (n *Node) serveWatch(ctx context.Context, conn net.Conn) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	conn.SetDeadline(time.Now().Add(watchTimeout))
 	var got hello
-	if _, err := io.ReadFull(conn, got[:]); err != nil || got.meant() != newHello(n.clusterID, n.id, n.speaks()).meant() {
+	if _, err := io.ReadFull(conn, got[:]); err != nil || got != newHello(n.clusterID, n.id) {
 		return
 	}
 	if !n.watchers.add(conn) {
@@ -154,7 +154,7 @@ func (n *Node) watch(ctx context.Context, p *peer) {
 		if doubt == "" {
 			address = n.book.address(p.id)
 		}
-		conn, err := n.openWatch(ctx, newHello(n.clusterID, p.id, n.speaks()), address)
+		conn, err := n.openWatch(ctx, newHello(n.clusterID, p.id), address)
 		switch {
 		case err == nil:
 			began := time.Now()

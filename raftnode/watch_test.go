@@ -224,8 +224,8 @@ func TestWatchStreamOfAnotherClusterOrServerIsRefused(t *testing.T) {
 		c := newTestCluster(t, 1)
 		n := c.servers[0].node
 		for name, greeting := range map[string]hello{
-			"another cluster": newHello("other", 1, speaks{id: 2}),
-			"another server":  newHello(n.ClusterID(), 2, speaks{id: 3}),
+			"another cluster": newHello("other", 1),
+			"another server":  newHello(n.ClusterID(), 2),
 		} {
 			conn, err := c.net.dialWatch(t.Context(), n.Address())
 			if err != nil {
@@ -264,7 +264,7 @@ func TestWatchStreamOverTheSharedListener(t *testing.T) {
 	watching := &Node{clusterID: "cluster", id: 2, config: Config{}.withDefaults()}
 	var conn net.Conn
 	waitFor(t, "the stream is served", time.Minute, func() bool {
-		conn, err = watching.openWatch(t.Context(), newHello(watching.clusterID, 1, watching.speaks()), listener.Addr().String())
+		conn, err = watching.openWatch(t.Context(), newHello(watching.clusterID, 1), listener.Addr().String())
 		return err == nil
 	})
 	defer conn.Close()

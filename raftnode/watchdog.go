@@ -156,7 +156,7 @@ func (n *Node) diskAlarm(stalled bool) {
 	} else {
 		n.log.Warn("disk answers again")
 	}
-	n.stream.halt(stalled || n.replica.failure() != nil)
+	n.stream.halt(stalled)
 	poke(n.diskChanged)
 }
 

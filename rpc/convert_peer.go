@@ -16,13 +16,6 @@ func heartbeatRequestFrom(request *pb.HeartbeatRequest) (raftnode.HeartbeatReque
 		Term: request.GetTerm(), LeaderID: request.GetLeaderId(), SentUnixMilli: request.GetSentUnixMs(),
 		ServerAddresses: request.GetServerAddresses(),
 	}
-	if of := request.GetInstanceId(); len(of) != 0 { // a leader's to a miner has none
-		instance, err := idFrom(name, "instance_id", of)
-		if err != nil {
-			return raftnode.HeartbeatRequest{}, err
-		}
-		out.Instance = raftnode.Instance(instance)
-	}
 	if err := checkText(name, "cluster_id", out.ClusterID, fsm.MaxClusterID); err != nil {
 		return raftnode.HeartbeatRequest{}, err
 	}
@@ -45,7 +38,6 @@ func heartbeatRequestTo(request raftnode.HeartbeatRequest) *pb.HeartbeatRequest 
 	return &pb.HeartbeatRequest{
 		ClusterId: request.ClusterID, ServerId: request.ServerID, Address: request.Address, Term: request.Term,
 		LeaderId: request.LeaderID, SentUnixMs: request.SentUnixMilli, ServerAddresses: request.ServerAddresses,
-		InstanceId: request.Instance[:],
 	}
 }
 
@@ -54,7 +46,7 @@ func heartbeatReplyTo(report raftnode.ServerReport) *pb.HeartbeatReply {
 		ClusterId: report.ClusterID, ServerId: report.ServerID, Address: report.Address, Term: report.Term,
 		LeaderId: report.LeaderID, ComputedLeaderId: report.ComputedLeaderID, LastIndex: report.LastIndex,
 		AppliedIndex: report.AppliedIndex, DataDir: report.DataDir, MachineId: report.Host.MachineID,
-		BootId: report.Host.BootID, Stopping: report.Stopping, InstanceId: report.Instance[:],
+		BootId: report.Host.BootID, Stopping: report.Stopping,
 	}}}
 }
 
@@ -74,15 +66,11 @@ func heartbeatReplyFrom(reply *pb.HeartbeatReply) (raftnode.ServerReport, error)
 	if err != nil {
 		return raftnode.ServerReport{}, err
 	}
-	instance, err := idFrom(name, "instance_id", report.GetInstanceId())
-	if err != nil {
-		return raftnode.ServerReport{}, err
-	}
 	return raftnode.ServerReport{
 		ClusterID: report.GetClusterId(), ServerID: report.GetServerId(), Address: report.GetAddress(),
 		Term: report.GetTerm(), LeaderID: report.GetLeaderId(), ComputedLeaderID: report.GetComputedLeaderId(),
 		LastIndex: report.GetLastIndex(), AppliedIndex: report.GetAppliedIndex(), DataDir: report.GetDataDir(),
-		Host: host, Stopping: report.GetStopping(), Instance: raftnode.Instance(instance),
+		Host: host, Stopping: report.GetStopping(),
 	}, nil
 }
 

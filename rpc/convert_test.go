@@ -21,7 +21,6 @@ var (
 	testReport = raftnode.ServerReport{
 		ClusterID: "c", ServerID: 2, Address: "127.0.0.1:7002", Term: 3, LeaderID: 1, ComputedLeaderID: 4, LastIndex: 5,
 		AppliedIndex: 6, DataDir: "/data/2", Host: fsm.Host{MachineID: "machine", BootID: "boot"}, Stopping: true,
-		Instance: raftnode.Instance{1, 15: 2},
 	}
 	testJoinReply = raftnode.JoinReply{
 		ClusterID: "c", ServerID: 3, Servers: []raftnode.ServerAddress{{ServerID: 1, Address: "127.0.0.1:7001"}},
@@ -29,7 +28,6 @@ var (
 	testBeat = raftnode.HeartbeatRequest{
 		ClusterID: "c", ServerID: 1, Address: "127.0.0.1:7001", Term: 3, LeaderID: 1, SentUnixMilli: 1_790_000_000_000,
 		ServerAddresses: []string{"127.0.0.1:7001", "[::1]:7002", "host.example:7003"},
-		Instance:        raftnode.Instance{3, 15: 4},
 	}
 	testJoin = raftnode.JoinRequest{
 		RequestID: fsm.ID{1, 2, 3}, Address: "127.0.0.1:7003", DataDir: "/data/3",

@@ -39,7 +39,6 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asRaftmine) != "" {
 		useFailpoints(os.Getenv(failpointVariable))
 		useSmallLogs(os.Getenv(smallLogsVariable))
-		useOtherHost(os.Getenv(otherHostVariable))
 		main()
 		return
 	}

@@ -360,11 +360,8 @@ type HeartbeatRequest struct {
 	SentUnixMs uint64                 `protobuf:"varint,6,opt,name=sent_unix_ms,json=sentUnixMs,proto3" json:"sent_unix_ms,omitempty"`
 	// The addresses of the servers that are up, lowest id first: where a miner looks for the next leader.
 	ServerAddresses []string `protobuf:"bytes,7,rep,name=server_addresses,json=serverAddresses,proto3" json:"server_addresses,omitempty"`
-	// Of a server that speaks to a server: 16 random bytes, made at each of its starts. Two processes that are alive on copies of one
-	// data directory differ in it.
-	InstanceId    []byte `protobuf:"bytes,8,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *HeartbeatRequest) Reset() {
@@ -442,13 +439,6 @@ func (x *HeartbeatRequest) GetSentUnixMs() uint64 {
 func (x *HeartbeatRequest) GetServerAddresses() []string {
 	if x != nil {
 		return x.ServerAddresses
-	}
-	return nil
-}
-
-func (x *HeartbeatRequest) GetInstanceId() []byte {
-	if x != nil {
-		return x.InstanceId
 	}
 	return nil
 }
@@ -551,8 +541,7 @@ type ServerReport struct {
 	DataDir       string `protobuf:"bytes,9,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"` // absolute path
 	MachineId     string `protobuf:"bytes,10,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
 	BootId        string `protobuf:"bytes,11,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	Stopping      bool   `protobuf:"varint,12,opt,name=stopping,proto3" json:"stopping,omitempty"`                      // a planned stop has begun
-	InstanceId    []byte `protobuf:"bytes,13,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"` // as in HeartbeatRequest
+	Stopping      bool   `protobuf:"varint,12,opt,name=stopping,proto3" json:"stopping,omitempty"` // a planned stop has begun
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -669,13 +658,6 @@ func (x *ServerReport) GetStopping() bool {
 		return x.Stopping
 	}
 	return false
-}
-
-func (x *ServerReport) GetInstanceId() []byte {
-	if x != nil {
-		return x.InstanceId
-	}
-	return nil
 }
 
 // MinerReport is what a miner says of itself.
@@ -1280,7 +1262,7 @@ const file_raftmine_v1_mining_proto_rawDesc = "" +
 	"\aprocess\x18\x02 \x01(\v2\x14.raftmine.v1.ProcessH\x00R\aprocess\x12L\n" +
 	"\x11process_interrupt\x18\x03 \x01(\v2\x1d.raftmine.v1.ProcessInterruptH\x00R\x10processInterrupt\x12H\n" +
 	"\x0facknowledgement\x18\x04 \x01(\v2\x1c.raftmine.v1.AcknowledgementH\x00R\x0facknowledgementB\t\n" +
-	"\amessage\"\x87\x02\n" +
+	"\amessage\"\xe6\x01\n" +
 	"\x10HeartbeatRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1b\n" +
@@ -1290,13 +1272,11 @@ const file_raftmine_v1_mining_proto_rawDesc = "" +
 	"\tleader_id\x18\x05 \x01(\x04R\bleaderId\x12 \n" +
 	"\fsent_unix_ms\x18\x06 \x01(\x04R\n" +
 	"sentUnixMs\x12)\n" +
-	"\x10server_addresses\x18\a \x03(\tR\x0fserverAddresses\x12\x1f\n" +
-	"\vinstance_id\x18\b \x01(\fR\n" +
-	"instanceId\"\x7f\n" +
+	"\x10server_addresses\x18\a \x03(\tR\x0fserverAddresses\"\x7f\n" +
 	"\x0eHeartbeatReply\x123\n" +
 	"\x06server\x18\x01 \x01(\v2\x19.raftmine.v1.ServerReportH\x00R\x06server\x120\n" +
 	"\x05miner\x18\x02 \x01(\v2\x18.raftmine.v1.MinerReportH\x00R\x05minerB\x06\n" +
-	"\x04from\"\x97\x03\n" +
+	"\x04from\"\xf6\x02\n" +
 	"\fServerReport\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x1b\n" +
@@ -1313,9 +1293,7 @@ const file_raftmine_v1_mining_proto_rawDesc = "" +
 	"machine_id\x18\n" +
 	" \x01(\tR\tmachineId\x12\x17\n" +
 	"\aboot_id\x18\v \x01(\tR\x06bootId\x12\x1a\n" +
-	"\bstopping\x18\f \x01(\bR\bstopping\x12\x1f\n" +
-	"\vinstance_id\x18\r \x01(\fR\n" +
-	"instanceId\"\xda\x02\n" +
+	"\bstopping\x18\f \x01(\bR\bstopping\"\xda\x02\n" +
 	"\vMinerReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vinstance_id\x18\x02 \x01(\fR\n" +
