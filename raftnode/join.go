@@ -162,14 +162,15 @@ func (n *Node) HandleJoin(ctx context.Context, request JoinRequest) (JoinReply, 
 
 func joinHello(requestID fsm.ID) hello { return newHello(string(requestID[:]), 0) }
 
-// dialBack reports whether the server that asks is at the address that it claims. That nothing listens there is final.
+// dialBack reports whether the server that asks is at the address that it claims. Nothing of it is final: a forwarded port or a
+// service's address may work a moment later, and the joiner asks until its time is over.
 func (n *Node) dialBack(ctx context.Context, request JoinRequest) error {
 	if n.watchListener() == nil {
 		return nil
 	}
 	conn, err := n.openWatch(ctx, joinHello(request.RequestID), request.Address)
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("%w: nothing listens at %s, where the server that asks says it is: it must advertise an address that the others reach", ErrJoinRefused, request.Address)
+		return fmt.Errorf("nothing listens at %s, where the server that asks says it is: it must advertise an address that the others reach", request.Address)
 	}
 	if err != nil {
 		return fmt.Errorf("the server that asks is not found at %s, where it says it is: %w", request.Address, err)
