@@ -100,6 +100,10 @@ func (n *Node) HandleJoin(ctx context.Context, request JoinRequest) (JoinReply, 
 	if err := checkAdvertised(request.Address); err != nil {
 		return JoinReply{}, fmt.Errorf("%w: %w", ErrJoinRefused, err)
 	}
+	if len(request.Address) > fsm.MaxAddress || len(request.DataDir) > fsm.MaxPath {
+		return JoinReply{}, fmt.Errorf("%w: an address of %d bytes and a data directory of %d, want at most %d and %d",
+			ErrJoinRefused, len(request.Address), len(request.DataDir), fsm.MaxAddress, fsm.MaxPath)
+	}
 	if n.term.Load() == 0 {
 		return JoinReply{}, n.notLeader()
 	}

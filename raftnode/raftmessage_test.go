@@ -94,7 +94,7 @@ func TestAllThatServersSayPasses(t *testing.T) {
 		}
 		errs := errors.Join(
 			from.AppendEntries(id, to, &raft.AppendEntriesRequest{RPCHeader: header}, new(raft.AppendEntriesResponse)),
-			from.RequestVote(id, to, &raft.RequestVoteRequest{RPCHeader: header, Candidate: header.Addr}, new(raft.RequestVoteResponse)),
+			from.RequestVote(id, to, &raft.RequestVoteRequest{RPCHeader: header}, new(raft.RequestVoteResponse)),
 			from.RequestPreVote(id, to, &raft.RequestPreVoteRequest{}, new(raft.RequestPreVoteResponse)),
 			from.InstallSnapshot(id, to, &raft.InstallSnapshotRequest{RPCHeader: header, Configuration: make([]byte, 1<<20), Size: int64(len(snapshot))},
 				new(raft.InstallSnapshotResponse), bytes.NewReader(snapshot)),
