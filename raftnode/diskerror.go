@@ -46,7 +46,11 @@ func (g *diskGuard) reason(what string, err error) error {
 // SetHeartbeatHandler is what the library calls last before it starts its goroutines.
 func (t *raftTransport) SetHeartbeatHandler(handle func(raft.RPC)) {
 	t.starting()
-	t.NetworkTransport.SetHeartbeatHandler(handle)
+	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
+		if t.intake == nil || !t.intake.ofNewTerm(rpc) {
+			handle(rpc)
+		}
+	})
 }
 
 type guardedLog struct {

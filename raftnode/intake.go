@@ -20,6 +20,9 @@ import (
 // The leader then goes back to its snapshot, which is old, and so on without a pause. What is applied is the same in
 // the log of every later leader.
 //
+// It handles heartbeats beside its main goroutine, also those that bring a new term. On a slow disk the older of two new terms may
+// then be saved last, and the server is back in a term that it left. So these go to the main goroutine with everything else.
+//
 // And it stands for election when it is told to (TimeoutNow), also without a vote in its own configuration.
 //
 // It votes for nobody who is no voter in its own configuration. But a leader of two that died while it made a third server a
@@ -37,9 +40,26 @@ type intake struct {
 	quit chan struct{}
 	work sync.WaitGroup
 	once sync.Once
+	term func() (now uint64, known bool)
 }
 
-func newIntake() *intake { return &intake{rpcs: make(chan raft.RPC), quit: make(chan struct{})} }
+func newIntake(term func() (uint64, bool)) *intake {
+	return &intake{rpcs: make(chan raft.RPC), quit: make(chan struct{}), term: term}
+}
+
+// ofNewTerm hands a heartbeat to Raft's main goroutine, and returns true, unless it is of a term that is known.
+func (i *intake) ofNewTerm(rpc raft.RPC) bool {
+	request, ok := rpc.Command.(*raft.AppendEntriesRequest)
+	if now, known := i.term(); ok && known && request.Term <= now {
+		return false
+	}
+	select {
+	case i.rpcs <- rpc:
+	case <-i.quit:
+		rpc.Respond(nil, raft.ErrTransportShutdown)
+	}
+	return true
+}
 
 // start begins, once Raft runs.
 func (i *intake) start(from <-chan raft.RPC, answered func(*raft.RPC) bool) {

@@ -259,3 +259,36 @@ func TestServersThatKnowDifferentVotersElect(t *testing.T) {
 		c.wait("both have it", c.same)
 	})
 }
+
+// TestSavedTermNeverGoesBack: a new leader's first heartbeat and the request for votes of the next candidate come together,
+// and the disk is slow with the older term.
+func TestSavedTermNeverGoesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		first, second, third := c.servers[0].node, c.servers[1].node, c.servers[2]
+		term := first.raft.CurrentTerm()
+		id, address := raftID(3), raftAddress(3, third.node.Address())
+		header := func(n *Node) raft.RPCHeader {
+			return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(raftID(n.id)), Addr: []byte(n.transport.LocalAddr())}
+		}
+		third.voteTime.Store(int64(40 * time.Millisecond))
+		beaten := make(chan error, 1)
+		go func() {
+			beaten <- first.transport.AppendEntries(id, address, &raft.AppendEntriesRequest{RPCHeader: header(first), Term: term + 1},
+				new(raft.AppendEntriesResponse))
+		}()
+		time.Sleep(5 * time.Millisecond)
+		third.voteTime.Store(int64(time.Millisecond))
+		request := &raft.RequestVoteRequest{RPCHeader: header(second), Term: term + 2, LastLogIndex: 1 << 40, LastLogTerm: term, LeadershipTransfer: true}
+		if err := second.transport.RequestVote(id, address, request, new(raft.RequestVoteResponse)); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-beaten; err != nil {
+			t.Fatal(err)
+		}
+		if saved, err := third.log.GetUint64(keyCurrentTerm); err != nil || saved < term+2 {
+			t.Errorf("saved is term %d, after term %d (%v)", saved, term+2, err)
+		}
+	})
+}

@@ -223,7 +223,12 @@ func (n *Node) openTransport() {
 		MaxPool:               raftPool,
 		Timeout:               n.config.TransportTimeout,
 	}, n.config.RaftLease/2, func() bool { return n.onlyFollower() != 0 })
-	n.transport.intake = newIntake()
+	n.transport.intake = newIntake(func() (uint64, bool) {
+		if instance := n.started.Load(); instance != nil {
+			return instance.CurrentTerm(), true
+		}
+		return 0, false
+	})
 	n.transport.starting = func() { n.diskGuard.started.Store(true) }
 }
 
