@@ -20,6 +20,9 @@ import (
 // The leader then goes back to its snapshot, which is old, and so on without a pause. What is applied is the same in
 // the log of every later leader.
 //
+// A leader that lost its office may go on to send what its log has, in its old term, when that log has the entries of the next
+// leader already. Taken, they are of a term that this server never entered, and after a restart it would refuse its own log.
+//
 // It handles heartbeats beside its main goroutine, also those that bring a new term. On a slow disk the older of two new terms may
 // then be saved last, and the server is back in a term that it left. So these go to the main goroutine with everything else.
 //
@@ -31,6 +34,7 @@ import (
 
 var (
 	errOldSnapshot = errors.New("snapshot is older than the log of this server")
+	errLateLeader  = errors.New("the entries are of a later term than the leader that sends them")
 	errNoVote      = errors.New("this server has no vote in its own configuration, it calls no election")
 )
 
@@ -121,6 +125,10 @@ func (n *Node) answered(rpc *raft.RPC) bool {
 		}
 		return false
 	case *raft.AppendEntriesRequest:
+		if count := len(request.Entries); count > 0 && request.Entries[count-1].Term > request.Term {
+			rpc.Respond(&raft.AppendEntriesResponse{Term: n.raft.CurrentTerm(), LastLog: n.raft.LastIndex()}, errLateLeader)
+			return true
+		}
 		return n.repeated(rpc, request)
 	case *raft.InstallSnapshotRequest:
 		if !n.holds(request.LastLogIndex, request.LastLogTerm) {

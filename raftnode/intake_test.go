@@ -292,3 +292,23 @@ func TestSavedTermNeverGoesBack(t *testing.T) {
 		}
 	})
 }
+
+// TestEntriesOfALaterTermThanTheirLeaderAreRefused: a goroutine of a leader that was replaced sends what its log got since.
+func TestEntriesOfALaterTermThanTheirLeaderAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		c.wait("all have the same", c.same)
+		first, third := c.servers[0].node, c.servers[2].node
+		last, term := third.raft.LastIndex(), third.raft.CurrentTerm()
+		request := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(raftID(1)),
+			Addr: []byte(first.transport.LocalAddr())}, Term: term, PrevLogEntry: last, PrevLogTerm: term,
+			Entries: []*raft.Log{{Index: last + 1, Term: term + 1, Type: raft.LogNoop}}}
+		err := first.transport.AppendEntries(raftID(3), raftAddress(3, third.Address()), request, new(raft.AppendEntriesResponse))
+		if err == nil || !strings.Contains(err.Error(), errLateLeader.Error()) || third.raft.LastIndex() != last {
+			t.Errorf("%v; the log ends with entry %d, was %d", err, third.raft.LastIndex(), last)
+		}
+		c.commits()
+		c.wait("all have it", c.same)
+	})
+}
