@@ -120,11 +120,20 @@ func (t *raftTransport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, 
 // asked here may be asked twice.
 func pastBrokenConnections(ask func() error) (err error) {
 	for range raftPool + 1 {
-		if err = ask(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, net.ErrClosed) {
+		if err = ask(); !connectionEnded(err) {
 			return err
 		}
 	}
 	return err
+}
+
+// connectionEnded says that the other side, or this one, ended the connection.
+func connectionEnded(err error) bool {
+	var decoding interface{ Cause() error } // the library's decoder wraps what it reads so, and not for errors.Is
+	if errors.As(err, &decoding) {
+		err = decoding.Cause()
+	}
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)
 }
 
 // CloseStreams ends the pooled connections.

@@ -214,5 +214,51 @@ func TestVoteIsGivenThoughTheServerWasStartedAgain(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	for name, ask := range asks {
+		target = raft.ServerAddress(resetting(t, raftPool, address))
+		if err := ask(); err != nil {
+			t.Errorf("%s, after resets: %v", name, err)
+		}
+	}
+	near.CloseStreams()
 	stop()
+}
+
+// resetting listens, resets the first n connections once something was asked on them, and hands the later ones on to address.
+func resetting(t *testing.T, n int, address string) string {
+	front, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for i := 0; ; i++ {
+			conn, err := front.Accept()
+			if err != nil {
+				return
+			}
+			if i < n {
+				_, _ = conn.Read(make([]byte, 1))
+				_ = conn.(*net.TCPConn).SetLinger(0)
+				_ = conn.Close()
+				continue
+			}
+			back, err := net.Dial("tcp", address)
+			if err != nil {
+				_ = conn.Close()
+				continue
+			}
+			for _, way := range [][2]net.Conn{{conn, back}, {back, conn}} {
+				all.Go(func() {
+					_, _ = io.Copy(way[0], way[1])
+					_ = way[0].Close()
+				})
+			}
+		}
+	})
+	t.Cleanup(func() {
+		_ = front.Close()
+		all.Wait()
+	})
+	return front.Addr().String()
 }
