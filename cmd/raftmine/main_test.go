@@ -101,6 +101,13 @@ func startProcess(t *testing.T, args ...string) *process {
 	}()
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Signal(syscall.SIGCONT)
+		if args[0] == "run" { // one that is killed leaves processes that write for a moment in a folder that is being removed
+			_ = p.cmd.Process.Signal(os.Interrupt)
+			select {
+			case <-p.exited:
+			case <-time.After(patience):
+			}
+		}
 		_ = p.cmd.Process.Kill()
 		<-p.exited
 		if t.Failed() {
