@@ -13,6 +13,9 @@ const (
 	firstWork      = 500 * time.Millisecond // how much work such a miner is granted first
 	firstRanges    = 4                      // how many ranges it holds until it has answered for one
 	maxClaimedRate = 5e7                    // nonces a second of a process: a claim above is not believed
+	// leastWork is the least work of a grant, while there is as much: more than a commit takes, or a fast miner would wait
+	// for each of the last ones.
+	leastWork = 50 * time.Millisecond
 )
 
 // firstSpeed guesses the speed of a miner that has not answered yet, in nonces a second. It is so low that the first grant
@@ -48,16 +51,17 @@ type sizing struct {
 	limit     uint64 // chunks
 }
 
-// chunks returns the size of the next grant in chunks, at least 1. It is target worth of the miner's work, but never more
+// chunks returns the size of the next grant in chunks, at least 1. It is target worth of the miner's work, but no more
 // than half of the miner's share of what is pending: guided self-scheduling (Polychronopoulos and Kuck, 1987), with
-// shares by speed. So the grants shrink for everybody towards the end of the range, all of them of the same duration, and
-// the last ones are single chunks: nobody waits long for a straggler.
+// shares by speed. So the grants shrink for everybody towards the end of the range, all of them of the same duration, down
+// to leastWork, or a single chunk: nobody waits long for a straggler.
 func (s sizing) chunks() uint64 {
 	size := s.speed * s.target.Seconds() / float64(s.chunkSize)
 	share := float64(s.pending) / 2
 	if s.total > s.speed {
 		share *= s.speed / s.total
 	}
+	share = max(share, min(s.speed*leastWork.Seconds()/float64(s.chunkSize), float64(s.pending)))
 	size = min(size, share, float64(s.limit))
 	if !(size > 1) { // NaN as well
 		return 1
