@@ -12,7 +12,7 @@
 // environment one bootstraps and the others join it (start.go).
 //
 // The leader dials a server that asks for an id back, at the address that it claims, before anything is committed; one that
-// asks answers there to its request id (join.go). Few members may be on their way at a time: who was given an id and is not
+// asks answers there to its request id (join_door.go). Few members may be on their way at a time: who was given an id and is not
 // reached takes a place until the grace period is over.
 //
 // The leader keeps the server table (membership.go). A server that answers becomes a non-voter, and a voter once it has
