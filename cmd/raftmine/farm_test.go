@@ -187,15 +187,16 @@ func startFarms(b *testing.B, c *cluster, processes, each int, answering bool) *
 	return f
 }
 
-// startHelper runs this test binary as something that loads a cluster, until the test ends: then its standard input does.
-func startHelper(b testing.TB, as string, read func(line []byte), args ...string) {
+// startHelper runs this test binary as something that loads a cluster, until the test ends: then its standard input does. It
+// returns the process's pid. read is given each line that it prints.
+func startHelper(b testing.TB, as string, read func(line []byte), args ...string) (pid int) {
 	b.Helper()
 	executable, err := os.Executable()
 	if err != nil {
 		b.Fatal(err)
 	}
 	cmd := exec.Command(executable, args...)
-	cmd.Env = append(os.Environ(), as+"=1")
+	cmd.Env = append(childEnvironment(), as+"=1")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // as the processes of a run
 	stdin, err := cmd.StdinPipe()
@@ -217,11 +218,13 @@ func startHelper(b testing.TB, as string, read func(line []byte), args ...string
 	})
 	b.Cleanup(func() {
 		stdin.Close()
+		_ = cmd.Process.Signal(syscall.SIGCONT) // if it was paused
 		kill := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
 		defer kill.Stop()
 		reading.Wait()
 		_ = cmd.Wait()
 	})
+	return cmd.Process.Pid
 }
 
 func (f *farms) counts() farmCounts {

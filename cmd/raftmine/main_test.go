@@ -68,7 +68,7 @@ func startProcess(t *testing.T, args ...string) *process {
 		t.Fatal(err)
 	}
 	p := &process{t: t, cmd: exec.Command(executable, args...), exited: make(chan struct{}), more: make(chan struct{})}
-	p.cmd.Env = append(cleanEnvironment(), asRaftmine+"=1")
+	p.cmd.Env = append(childEnvironment(), asRaftmine+"=1")
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Stderr = &lockedWriter{mu: &p.mu, w: &p.stderr}
 	stdout, writer, err := os.Pipe()
@@ -116,9 +116,6 @@ func startProcess(t *testing.T, args ...string) *process {
 	})
 	return p
 }
-
-// cleanEnvironment is the environment without raftmine's variables, which would change what a test runs.
-func cleanEnvironment() []string { return childEnvironment() }
 
 type lockedWriter struct {
 	mu *sync.Mutex
