@@ -36,7 +36,7 @@ func TestBenchMeasuresEveryKernelOfThisMachine(t *testing.T) {
 	for _, k := range view.Kernels {
 		got = append(got, k.Name)
 		best = max(best, k.ShareOfBest)
-		if k.HashRate <= 0 || k.HashRateAllThreads <= 0 || k.TimesPlain <= 0 || k.ShareOfBest <= 0 ||
+		if k.HashRate <= 0 || k.HashRateAllThreads <= 0 || k.TimesOneThread <= 0 || k.TimesPlain <= 0 || k.ShareOfBest <= 0 ||
 			k.HashRateUndisturbed < k.HashRate || k.HashRate10Digits <= 0 || k.HashRate9Digits <= 0 || k.HashRate8Digits <= 0 {
 			t.Errorf("kernel %+v, want rates", k)
 		}
@@ -48,7 +48,7 @@ func TestBenchMeasuresEveryKernelOfThisMachine(t *testing.T) {
 		t.Errorf("printed %s", stdout)
 	}
 	// The names that scripts rely on.
-	for _, name := range []string{`"cpu":`, `"kernels":`, `"name":`, `"hash_rate":`, `"hash_rate_all_threads":`, `"plain_hash_rate":`} {
+	for _, name := range []string{`"cpu":`, `"kernels":`, `"name":`, `"hash_rate":`, `"hash_rate_all_threads":`, `"times_one_thread":`, `"share_of_best":`, `"plain_hash_rate":`} {
 		if !strings.Contains(stdout, name) {
 			t.Errorf("no %s in %s", name, stdout)
 		}
@@ -61,7 +61,7 @@ func TestBenchPrintsATableForPeople(t *testing.T) {
 		t.Fatalf("exit code %d, said %q", code, stderr)
 	}
 	lines := strings.Split(strings.TrimSpace(stdout), "\n")
-	if len(lines) != 5 || !strings.HasPrefix(lines[2], "KERNEL") || !strings.HasPrefix(lines[3], "generic ") ||
+	if len(lines) != 5 || !strings.HasPrefix(lines[2], "KERNEL") || !strings.Contains(lines[2], "ALL/ONE") || !strings.HasPrefix(lines[3], "generic ") ||
 		!strings.Contains(lines[3], "100 %") || !strings.HasPrefix(lines[4], "plain ") {
 		t.Errorf("printed\n%s", stdout)
 	}
@@ -105,14 +105,29 @@ func TestOverallRateIsThatOfASearchOfAllNonces(t *testing.T) {
 }
 
 func TestUnknownKernelIsRefusedWithTheNamesThereAre(t *testing.T) {
+	var names []string
+	for _, k := range sha256d.Kernels() {
+		if k.Available() {
+			names = append(names, k.Name)
+		}
+	}
+	here := strings.Join(names, ", ") + "\nhint: \"raftmine bench\" measures those that this machine can run\n"
 	for _, args := range []string{"bench --kernel abacus", "miner --kernel abacus", "run --kernel abacus", "server --mine 1 --kernel abacus", "bench --threads 0", "bench --duration 0s"} {
 		code, stdout, stderr := command(t, strings.Fields(args)...)
 		if code != exitUsage || stdout != "" {
 			t.Errorf("%s: exit code %d, printed %q", args, code, stdout)
 		}
-		if strings.Contains(args, "abacus") && (!strings.Contains(stderr, `"abacus"`) || !strings.Contains(stderr, "generic") ||
-			!strings.Contains(stderr, "hint: ")) {
-			t.Errorf("%s: said %q", args, stderr)
+		if want := `raftmine: --kernel: unknown kernel "abacus", want one of ` + here; strings.Contains(args, "abacus") && stderr != want {
+			t.Errorf("%s: said %q, want %q", args, stderr, want)
+		}
+	}
+	for _, k := range sha256d.Kernels() {
+		if k.Available() {
+			continue
+		}
+		code, _, stderr := command(t, "bench", "--kernel", k.Name)
+		if want := fmt.Sprintf("raftmine: --kernel: kernel %q is not available on this machine, want one of %s", k.Name, here); code != exitUsage || stderr != want {
+			t.Errorf("exit code %d, said %q, want %q", code, stderr, want)
 		}
 	}
 }

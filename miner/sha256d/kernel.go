@@ -21,8 +21,8 @@ import (
 // Errors of the selection.
 var (
 	ErrUnknownKernel     = errors.New("unknown kernel")
-	ErrUnavailableKernel = errors.New("kernel not available on this machine")
-	ErrWrongKernel       = errors.New("kernel finds other nonces than the reference on this machine")
+	ErrUnavailableKernel = errors.New("not available on this machine")
+	ErrWrongKernel       = errors.New("finds other nonces than the reference on this machine")
 )
 
 // Job is what all nonces of one search share. It is read-only once made, and searchers may be given it by several
@@ -174,22 +174,26 @@ func searchHits(searcher Searcher, job *Job, nonces pow.Range, threshold uint32)
 }
 
 // ByName returns the kernel of that name. It returns ErrUnknownKernel, or ErrUnavailableKernel when this machine cannot
-// run it, or ErrWrongKernel when it runs and is not sound here.
+// run it, both with the names of those that it can, or ErrWrongKernel when it runs and is not sound here.
 func ByName(name string) (Kernel, error) { return byName(kernels, name) }
 
 func byName(table []Kernel, name string) (Kernel, error) {
+	wrong := fmt.Errorf("%w %q", ErrUnknownKernel, name)
 	var names []string
 	for _, k := range table {
-		if k.Name == name {
-			if !k.Available() {
-				return Kernel{}, fmt.Errorf("%w: %q", ErrUnavailableKernel, name)
-			}
-			if !sound(k.New()) {
-				return Kernel{}, fmt.Errorf("%w: %q", ErrWrongKernel, name)
-			}
+		available := k.Available()
+		if available {
+			names = append(names, k.Name)
+		}
+		switch {
+		case k.Name != name:
+		case !available:
+			wrong = fmt.Errorf("kernel %q is %w", name, ErrUnavailableKernel)
+		case !sound(k.New()):
+			return Kernel{}, fmt.Errorf("kernel %q %w", name, ErrWrongKernel)
+		default:
 			return k, nil
 		}
-		names = append(names, k.Name)
 	}
-	return Kernel{}, fmt.Errorf("%w %q, want one of %s", ErrUnknownKernel, name, strings.Join(names, ", "))
+	return Kernel{}, fmt.Errorf("%w, want one of %s", wrong, strings.Join(names, ", "))
 }
