@@ -131,6 +131,7 @@ func auditRunning(t *testing.T, data string, dirs ...string) (report map[string]
 	if code != exitDone || report["holds"] != true || len(report["others"].([]any)) != 2+3*len(dirs) {
 		t.Fatalf("exit code %d: %s\n%v", code, stderr, report)
 	}
+	wantInterrupted(t, "audit", "--servers", strings.Join(addresses, ","))
 	live := 0
 	for _, audited := range append(report["others"].([]any), any(report)) {
 		row := audited.(map[string]any)

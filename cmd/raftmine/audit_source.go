@@ -199,13 +199,12 @@ func placed(err error) error {
 	return err
 }
 
-// read makes one pass that ends with ctx.
-func (s source) read(ctx context.Context, with func(pass) error) (err error) {
+// begin begins a pass whose records end with ctx.
+func (s source) begin(ctx context.Context) (pass, error) {
 	p, err := s.open(ctx)
 	if err != nil {
-		return err
+		return pass{}, err
 	}
-	defer func() { err = errors.Join(err, p.close()) }()
 	records := p.records
 	p.records = func(yield func(audit.Record, error) bool) {
 		n := 0
@@ -219,5 +218,15 @@ func (s source) read(ctx context.Context, with func(pass) error) (err error) {
 			}
 		}
 	}
+	return p, nil
+}
+
+// read makes one pass that ends with ctx.
+func (s source) read(ctx context.Context, with func(pass) error) (err error) {
+	p, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
 	return with(p)
 }

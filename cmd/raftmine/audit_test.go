@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -11,6 +12,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"raftmine/fsm"
+	"raftmine/fsm/audit"
 )
 
 // auditJSON runs an audit and returns its last object, the report.
@@ -216,20 +220,19 @@ func TestPipesAndDevicesAreNoFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	export := filepath.Join("..", "..", "testdata", "audit", "v1.export.jsonl")
 	for _, row := range []struct {
 		args []string
 		says string
 	}{
 		{[]string{"audit", pipe}, pipe + ": it is no regular file\nhint: "},
-		{[]string{"audit", export, pipe}, pipe + ": it is no regular file\nhint: "},
+		{[]string{"audit", goldenExport, pipe}, pipe + ": it is no regular file\nhint: "},
 		{[]string{"audit", os.DevNull}, os.DevNull + ": it is no regular file\nhint: "},
 		{[]string{"proof", "1", "--data-dir", pipe}, pipe + ": it is no regular file\nhint: "},
 		{[]string{"proof", "--verify", pipe}, pipe + ": it is no regular file\nhint: "},
 		{[]string{"proof", "--verify", os.DevNull}, os.DevNull + ": it is no regular file\nhint: "},
 		{[]string{"proof", "--verify", dir}, dir + ": it is a folder\nhint: "},
-		{[]string{"proof", "1", "--data-dir", export, "--file", pipe}, pipe + ": it is no regular file\nhint: "},
-		{[]string{"proof", "1", "--data-dir", export, "--file", export}, export + ": the file exists, and is no proof\nhint: "},
+		{[]string{"proof", "1", "--data-dir", goldenExport, "--file", pipe}, pipe + ": it is no regular file\nhint: "},
+		{[]string{"proof", "1", "--data-dir", goldenExport, "--file", goldenExport}, goldenExport + ": the file exists, and is no proof\nhint: "},
 	} {
 		said := make(chan [2]string, 1)
 		go func() {
@@ -264,7 +267,7 @@ func TestExportTakesThePlaceOfNothingElse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		code, _, stderr := command(t, "audit", filepath.Join("..", "..", "testdata", "audit", "v1.export.jsonl"), "--export", path)
+		code, _, stderr := command(t, "audit", goldenExport, "--export", path)
 		if code != exitFailed || !strings.Contains(stderr, path) || !strings.Contains(stderr, says) || !strings.Contains(stderr, "hint: ") {
 			t.Errorf("%s: exit code %d, said %q", path, code, stderr)
 		}
@@ -274,5 +277,94 @@ func TestExportTakesThePlaceOfNothingElse(t *testing.T) {
 	}
 	if err := mayExport(empty); err != nil {
 		t.Errorf("an empty file, as mktemp makes it: %v", err)
+	}
+}
+
+// goldenExport is a small history with blocks, faults and finished ranges.
+var goldenExport = filepath.Join("..", "..", "testdata", "audit", "v1.export.jsonl")
+
+// longExport writes a history of so many records in which little happens.
+func longExport(t *testing.T, records uint64) (path string) {
+	t.Helper()
+	file, err := os.Create(filepath.Join(t.TempDir(), "long.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	_, err = audit.Export(file, func(yield func(audit.Record, error) bool) {
+		var head fsm.Head
+		for index := uint64(1); index <= records; index++ {
+			commands := []fsm.Command{fsm.Strike{Miner: "miner", Reason: "test"}}
+			if index == 1 {
+				commands = []fsm.Command{fsm.OpenCluster{ClusterID: "long"}, fsm.TakeOffice{ServerID: 1}}
+			}
+			data, err := fsm.EncodeEntry(fsm.Entry{LeaderID: 1, UnixMilli: 1_790_000_000_000 + index, Version: version, Commands: commands})
+			if err != nil {
+				t.Fatal(err)
+			}
+			head = head.Next(index, 1, data)
+			if !yield(audit.Record{Index: index, Term: 1, Data: data, Chain: head.Hash}, nil) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file.Name()
+}
+
+// interruptingWriter is a standard output whose reader presses Ctrl-C at the first line.
+type interruptingWriter struct {
+	bytes.Buffer
+	interrupt context.CancelFunc
+}
+
+func (w *interruptingWriter) Write(data []byte) (int, error) {
+	w.interrupt()
+	return w.Buffer.Write(data)
+}
+
+// wantInterrupted runs a command that is interrupted when it first prints.
+func wantInterrupted(t *testing.T, args ...string) {
+	t.Helper()
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	stdout, stderr := &interruptingWriter{interrupt: interrupt}, new(bytes.Buffer)
+	code := execute(ctx, args, stdout, stderr)
+	if code != exitFailed || stderr.String() != "raftmine: interrupted\n" || stdout.Len() == 0 {
+		t.Errorf("%v: exit code %d, said %q, printed %d bytes", args, code, stderr, stdout.Len())
+	}
+	if strings.Contains(stdout.String(), "holds") {
+		t.Errorf("%v: a verdict, although it was interrupted", args)
+	}
+}
+
+func TestInterruptedAuditSaysThatAndNoVerdict(t *testing.T) {
+	long := longExport(t, 5_000)
+	wantInterrupted(t, "audit", long)
+	wantInterrupted(t, "audit", "-o", "json", long)
+	wantInterrupted(t, "audit", long, "--recheck", "1")
+	wantInterrupted(t, "audit", goldenExport, "--recheck", "1") // its replay is over before it is asked whether to go on
+	export := filepath.Join(t.TempDir(), "export.jsonl")
+	wantInterrupted(t, "audit", long, "--export", export)
+	if _, err := os.Stat(export); err == nil {
+		t.Error("the export of an interrupted audit is there")
+	}
+
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for _, args := range [][]string{
+		{"audit", long},
+		{"audit", long, "--at", "4000"},
+		{"audit", long, goldenExport},
+		{"audit", "--servers", "127.0.0.1:1"},
+		{"proof", "1", "--data-dir", long},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := execute(ended, args, &stdout, &stderr)
+		if code != exitFailed || stderr.String() != "raftmine: interrupted\n" || strings.Contains(stdout.String(), "holds") {
+			t.Errorf("%v: exit code %d, said %q", args, code, &stderr)
+		}
 	}
 }

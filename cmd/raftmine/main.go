@@ -27,6 +27,10 @@ const (
 	exitUsage  = 2
 )
 
+// errInterrupted is what a command comes to that was told to end before its work was done. What runs until it is told to
+// end, as servers, miners and "run" do, ends with exit code 0 instead.
+var errInterrupted = errors.New("interrupted")
+
 // secondSignal is how long after the first signal another one still counts as the same.
 const secondSignal = time.Second
 
@@ -55,6 +59,9 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitDone
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = errInterrupted // where it was met, and what was hinted there, says nothing
 	}
 	fmt.Fprintf(stderr, "raftmine: %v\n", err)
 	if hint := hintFor(err); hint != "" {

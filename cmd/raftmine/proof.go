@@ -106,7 +106,7 @@ func withPasses(cmd *cobra.Command, dataDir string, prove func(open func() (audi
 		}
 	}()
 	err = prove(func() (audit.Records, error) {
-		p, err := sources[0].open(cmd.Context())
+		p, err := sources[0].begin(cmd.Context())
 		if err != nil {
 			return nil, err
 		}
