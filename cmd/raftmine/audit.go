@@ -149,8 +149,14 @@ func (o *auditOptions) audit(ctx context.Context, out *printer, sources []source
 	if err != nil {
 		return err
 	}
-	failure := verdictOf(results, agreements, rechecked)
-	printReport(out, results, agreements, rechecked, failure)
+	problems := problemsOf(results, agreements, rechecked)
+	printReport(out, results, agreements, rechecked, problems)
+	var failure error
+	if len(problems) > 0 && out.json {
+		failure = errors.New(problems[0].full)
+	} else if len(problems) > 0 {
+		failure = errors.New(problems[0].short) // the report has just said the rest
+	}
 	if o.export != "" {
 		if err := export(ctx, out, first, o.export); err != nil {
 			return errors.Join(failure, fmt.Errorf("--export %s: %w", o.export, err))
@@ -224,24 +230,35 @@ func compareAll(ctx context.Context, results []audited) (agreements []comparison
 	return agreements, nil
 }
 
-// verdictOf returns the first thing that does not hold; nil: everything does.
-func verdictOf(results []audited, agreements []comparison, rechecked *recheckResult) error {
+// problem is one thing that does not hold.
+type problem struct {
+	short string // which, for standard error
+	full  string // and what is wrong
+}
+
+// problemsOf returns what does not hold, first things first; none: everything holds.
+func problemsOf(results []audited, agreements []comparison, rechecked *recheckResult) (problems []problem) {
+	broken := func(name string, index uint64, what string) {
+		problems = append(problems, problem{fmt.Sprintf("%s's history does not hold: see record %d in the report", name, index),
+			fmt.Sprintf("%s's history does not hold: record %d: %s", name, index, what)})
+	}
 	for _, r := range results {
-		if first, found := r.report.First(); found {
-			return fmt.Errorf("%s's history does not hold: %w", r.name, first)
+		for _, f := range r.report.Findings {
+			broken(r.name, f.Index, fmt.Sprintf("%s: %s", f.Kind, f.What))
 		}
 	}
 	for _, a := range agreements {
 		if a.Parts() {
-			return fmt.Errorf("the histories of %s and %s part after %d records: at index %d and %d", a.of.name, a.with.name,
-				a.Same, a.LeftIndex, a.RightIndex)
+			short := fmt.Sprintf("the histories of %s and %s part after %d %s", a.of.name, a.with.name, a.Same, plural(a.Same, "record"))
+			problems = append(problems, problem{short, fmt.Sprintf("%s: at index %d and %d", short, a.LeftIndex, a.RightIndex)})
 		}
 	}
-	if rechecked != nil && len(rechecked.Wrong) > 0 {
-		return fmt.Errorf("%s's history does not hold: record %d: %s", results[0].name, rechecked.Wrong[0].Index,
-			rechecked.Wrong[0].What)
+	if rechecked != nil {
+		for _, w := range rechecked.Wrong {
+			broken(results[0].name, w.Index, w.What)
+		}
 	}
-	return nil
+	return problems
 }
 
 // mayExport refuses to put an export into the place of what is no export, above all of a file of a data directory.

@@ -49,7 +49,7 @@ func (o *auditOptions) searchAgain(ctx context.Context, out *printer, a audited)
 				mu.Lock()
 				result.add(s, receipt, digest, solved)
 				if o.progress {
-					out.setLive(fmt.Sprintf("searched again: %d ranges, %s", result.Ranges,
+					out.setLive(fmt.Sprintf("searched again: %d %s, %s", result.Ranges, plural(result.Ranges, "range"),
 						hashRate(float64(result.Nonces)/time.Since(began).Seconds())))
 				}
 				mu.Unlock()

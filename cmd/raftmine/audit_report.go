@@ -92,6 +92,8 @@ type (
 		Same     uint64        `json:"same_records"` // as the longest history
 		Behind   uint64        `json:"records_behind"`
 		Parts    bool          `json:"parts"`
+
+		name string
 	}
 )
 
@@ -143,15 +145,15 @@ func viewReport(a audited) auditView {
 }
 
 // printReport prints the summary, as JSON one object.
-func printReport(out *printer, results []audited, agreements []comparison, rechecked *recheckResult, failure error) {
+func printReport(out *printer, results []audited, agreements []comparison, rechecked *recheckResult, problems []problem) {
 	view := viewReport(results[0])
-	view.Holds, view.Recheck = failure == nil, rechecked
-	if failure != nil {
-		view.Error = failure.Error()
+	view.Holds, view.Recheck = len(problems) == 0, rechecked
+	if len(problems) > 0 {
+		view.Error = problems[0].full
 	}
 	for _, r := range results[1:] {
 		other := otherView{Source: r.path, Server: r.id, Live: viewLive(r.live), Holds: r.report.Holds(), Findings: viewFindings(r.report),
-			Head: viewHead(r.report.Head), Same: r.report.Head.Records}
+			Head: viewHead(r.report.Head), Same: r.report.Head.Records, name: r.name}
 		for _, a := range agreements {
 			if a.of.path == r.path {
 				other.Same, other.Parts = a.Same, a.Parts()
@@ -161,19 +163,20 @@ func printReport(out *printer, results []audited, agreements []comparison, reche
 		view.Others = append(view.Others, other)
 	}
 	var text strings.Builder
-	view.write(&text, results[0].report.Strip, agreements)
+	view.write(&text, results[0].report.Strip)
+	writeVerdict(&text, problems)
 	out.print(view, "%s", strings.TrimSuffix(text.String(), "\n"))
 }
 
-func (v auditView) write(w io.Writer, strip audit.Strip, agreements []comparison) {
+func (v auditView) write(w io.Writer, strip audit.Strip) {
 	writeStrip(w, strip)
 	line := func(title, format string, args ...any) {
 		fmt.Fprintf(w, "%-10s%s\n", title, fmt.Sprintf(format, args...))
 	}
 	fmt.Fprintln(w)
 	line("cluster", "%s", v.ClusterID)
-	line("history", "%d records from index %d to %d, %d commands, %s, of %s", v.Head.Records, v.FirstIndex, v.Head.Index,
-		v.Commands, bytesText(v.Bytes), span(v.FromMS, v.ToMS))
+	line("history", "%d %s from index %d to %d, %d %s, %s, of %s", v.Head.Records, plural(v.Head.Records, "record"), v.FirstIndex,
+		v.Head.Index, v.Commands, plural(v.Commands, "command"), bytesText(v.Bytes), span(v.FromMS, v.ToMS))
 	line("leaders", "%d %s, %d %s; server %d was the last one", v.Terms, plural(v.Terms, "term"), v.Takeovers,
 		plural(v.Takeovers, "takeover"), v.Leader)
 	var servers []string
@@ -200,7 +203,7 @@ func (v auditView) write(w io.Writer, strip audit.Strip, agreements []comparison
 	line("work", "%d finished %s of %s nonces; every receipt and every proof was hashed again", v.Ranges, plural(v.Ranges, "range"),
 		count(v.Nonces))
 	for _, r := range v.Regrants {
-		line("", "%d %s (%d chunks) granted again: %s", r.Ranges, plural(r.Ranges, "range"), r.Chunks, r.Reason)
+		line("", "%d %s (%d %s) granted again: %s", r.Ranges, plural(r.Ranges, "range"), r.Chunks, plural(r.Chunks, "chunk"), r.Reason)
 	}
 	for i, m := range v.Miners {
 		title := ""
@@ -228,19 +231,22 @@ func (v auditView) write(w io.Writer, strip audit.Strip, agreements []comparison
 			same = fmt.Sprintf(", as the running server's own after record %d", v.Live.AppliedIndex)
 		}
 		line("state", "%s%s", v.Head.State, same)
+	}
+}
+
+// writeVerdict says what does not hold, here and nowhere else in the report.
+func writeVerdict(w io.Writer, problems []problem) {
+	if len(problems) == 0 {
 		fmt.Fprintf(w, "\neverything holds\n")
 		return
 	}
-	fmt.Fprintf(w, "\nDOES NOT HOLD: %s\n", v.Error)
-	if v.FindingsAll == 1 {
-		return // it is what was just said
-	}
-	for i, f := range v.Findings {
+	fmt.Fprintf(w, "\nDOES NOT HOLD: %s\n", problems[0].full)
+	for i, p := range problems[1:] {
 		if i == 10 {
-			fmt.Fprintf(w, "  ... %d more\n", v.FindingsAll-10)
+			fmt.Fprintf(w, "  and more; -o json lists them\n")
 			break
 		}
-		fmt.Fprintf(w, "  record %d: %s: %s\n", f.Index, f.Kind, f.What)
+		fmt.Fprintf(w, "  %s\n", p.full)
 	}
 }
 
@@ -253,7 +259,7 @@ func (m minerAuditView) String() string {
 	text := fmt.Sprintf("%s: %d %s, %s hashes, %d %s", m.Name, m.Ranges, plural(m.Ranges, "range"), count(m.Nonces), m.Solutions,
 		plural(m.Solutions, "solution"))
 	if m.Strikes > 0 {
-		text += fmt.Sprintf(", %d strikes", m.Strikes)
+		text += fmt.Sprintf(", %d %s", m.Strikes, plural(m.Strikes, "strike"))
 	}
 	switch {
 	case m.Ranges == 0:
@@ -264,7 +270,7 @@ func (m minerAuditView) String() string {
 		text += fmt.Sprintf("; its receipts are an honest miner's (p = %s)", probability(m.LogPValue))
 	}
 	if m.Implausible {
-		text += fmt.Sprintf(": IMPLAUSIBLE since record %d, after %d ranges", m.FlaggedIndex, m.FlaggedAfter)
+		text += fmt.Sprintf(": IMPLAUSIBLE since record %d, after %d %s", m.FlaggedIndex, m.FlaggedAfter, plural(m.FlaggedAfter, "range"))
 	}
 	if m.Revoked > 0 {
 		text += fmt.Sprintf("; a leader refused it and took back %d %s", m.Revoked, plural(m.Revoked, "chunk"))
@@ -281,19 +287,15 @@ func probability(log10 float64) string {
 
 // String is one row for people.
 func (o otherView) String() string {
-	name := o.Source
-	if o.Server != 0 {
-		name = fmt.Sprintf("server %d", o.Server)
-	}
 	switch {
 	case !o.Holds && len(o.Findings) > 0:
-		return fmt.Sprintf("%s: DOES NOT HOLD: record %d: %s", name, o.Findings[0].Index, o.Findings[0].What)
+		return fmt.Sprintf("%s: DOES NOT HOLD at record %d", o.name, o.Findings[0].Index)
 	case o.Parts:
-		return fmt.Sprintf("%s: ANOTHER HISTORY after %d records", name, o.Same)
+		return fmt.Sprintf("%s: ANOTHER HISTORY after %d %s", o.name, o.Same, plural(o.Same, "record"))
 	case o.Behind > 0:
-		return fmt.Sprintf("%s: holds, the same history, %d %s behind the longest", name, o.Behind, plural(o.Behind, "record"))
+		return fmt.Sprintf("%s: holds, the same history, %d %s behind the longest", o.name, o.Behind, plural(o.Behind, "record"))
 	}
-	text := fmt.Sprintf("%s: holds, the same %d records, the same head", name, o.Same)
+	text := fmt.Sprintf("%s: holds, the same %d %s, the same head", o.name, o.Same, plural(o.Same, "record"))
 	if o.Live != nil {
 		text += ", and its own state is the same"
 	}

@@ -44,6 +44,15 @@ func findSources(ctx context.Context, args, servers []string) ([]source, error) 
 	if sources = append(sources, running...); err != nil || len(sources) == 1 {
 		return sources, err
 	}
+	named := make(map[string]int)
+	for _, s := range sources {
+		named[s.name]++
+	}
+	for i, s := range sources {
+		if named[s.name] > 1 { // copies, or a server and its own directory
+			sources[i].name = fmt.Sprintf("%s (%s)", s.name, s.path)
+		}
+	}
 	for i := range sources {
 		s := &sources[i]
 		if s.last > 0 {

@@ -244,7 +244,7 @@ func viewAuditEvent(event audit.Event) (object any, line string) {
 		return v, v.String()
 	case audit.Found:
 		return findingView{"finding", e.Finding.Index, string(e.Finding.Kind), e.Finding.What},
-			fmt.Sprintf("BROKEN at record %d: %s: %s", e.Finding.Index, e.Finding.Kind, e.Finding.What)
+			fmt.Sprintf("BROKEN at record %d (%s); the end of the report says how", e.Finding.Index, e.Finding.Kind)
 	}
 	return nil, ""
 }
@@ -298,7 +298,7 @@ func (v jobAuditView) String() string {
 	fmt.Fprintf(&out, "\n%14s%s, %s hashes in %d %s", "", (time.Duration(v.DurationMS) * time.Millisecond).Round(time.Millisecond),
 		count(v.Hashes), v.Ranges, plural(v.Ranges, "range"))
 	if v.Rounds > 0 {
-		fmt.Fprintf(&out, ", timestamp rolled %d times", v.Rounds)
+		fmt.Fprintf(&out, ", timestamp rolled %d %s", v.Rounds, plural(uint64(v.Rounds), "time"))
 	}
 	if b := v.Below; b != nil {
 		fmt.Fprintf(&out, "; chunks below the solution: %s", coverageText(b))

@@ -368,3 +368,64 @@ func TestInterruptedAuditSaysThatAndNoVerdict(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatDoesNotHoldIsSaidOnce: the report says in full what is wrong, and standard error in which record.
+func TestWhatDoesNotHoldIsSaidOnce(t *testing.T) {
+	whole, err := os.ReadFile(goldenExport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bytes.SplitAfter(whole, []byte("\n"))
+	write := func(name string, lines ...[]byte) (path string) {
+		path = filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, slices.Concat(lines...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	removed := write("history", slices.Delete(slices.Clone(lines), 20, 21)...)
+	other := write("history", slices.Delete(slices.Clone(lines), 10, 11)...)
+
+	once := func(said, text string) {
+		t.Helper()
+		if n := strings.Count(said, text); n != 1 {
+			t.Errorf("%q is said %d times in\n%s", text, n, said)
+		}
+	}
+	code, report, full := auditJSON(t, removed)
+	first := report["findings"].([]any)[0].(map[string]any)
+	if code != exitFailed || full != fmt.Sprintf("raftmine: %s\n", report["error"]) || !strings.Contains(full, first["what"].(string)) {
+		t.Fatalf("JSON: exit code %d, said %q, the report %v", code, full, report)
+	}
+	code, stdout, stderr := command(t, "audit", removed)
+	if want := fmt.Sprintf("raftmine: history's history does not hold: see record %v in the report\n", first["index"]); code != exitFailed || stderr != want {
+		t.Errorf("exit code %d, said %q, want %q", code, stderr, want)
+	}
+	once(stdout+stderr, first["what"].(string))
+	once(stdout+stderr, fmt.Sprintf("BROKEN at record %v (chain)", first["index"]))
+
+	// Of more histories each is named so that it can be told from the others, and what is wrong with it is said.
+	_, report, _ = auditJSON(t, other)
+	second := report["findings"].([]any)[0].(map[string]any)
+	code, stdout, stderr = command(t, "audit", goldenExport, removed, other)
+	if code != exitFailed || !strings.HasPrefix(stderr, "raftmine: history (/") || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("exit code %d, said %q", code, stderr)
+	}
+	for path, finding := range map[string]map[string]any{removed: first, other: second} {
+		once(stdout+stderr, finding["what"].(string))
+		once(stdout, fmt.Sprintf("history (%s): DOES NOT HOLD at record %v", path, finding["index"]))
+		once(stdout, fmt.Sprintf("history (%s)'s history does not hold: record %v: ", path, finding["index"]))
+	}
+}
+
+func TestRowsOfMinersReadWell(t *testing.T) {
+	for want, m := range map[string]minerAuditView{
+		"m: 1 range, 100 hashes, 1 solution, 1 strike; its receipts are an honest miner's (p = 1)":      {Name: "m", Ranges: 1, Nonces: 100, Solutions: 1, Strikes: 1},
+		"m: 2 ranges, 100 hashes, 0 solutions, 2 strikes; its receipts are an honest miner's (p = 0.1)": {Name: "m", Ranges: 2, Nonces: 100, Strikes: 2, LogPValue: -1},
+		"m: 0 ranges, 0 hashes, 0 solutions": {Name: "m"},
+	} {
+		if got := m.String(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

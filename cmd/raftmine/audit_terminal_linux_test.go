@@ -1,0 +1,89 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// onTerminal runs a command whose standard output is a terminal, and returns all that was written to it.
+func onTerminal(t *testing.T, args ...string) (code int, written string) {
+	t.Helper()
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	number, err := unix.IoctlGetInt(int(terminal.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(terminal.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan string)
+	go func() {
+		all, _ := io.ReadAll(terminal) // its end is the error EIO
+		read <- string(all)
+	}()
+	var stderr bytes.Buffer
+	code = execute(t.Context(), args, stdout, &stderr)
+	if err := stdout.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if written = <-read; stderr.Len() > 0 {
+		t.Errorf("%v: said %s", args, &stderr)
+	}
+	return code, written
+}
+
+// TestLongAuditShowsProgressOnATerminal, in a line that is gone when the audit goes on, and nowhere else.
+func TestLongAuditShowsProgressOnATerminal(t *testing.T) {
+	const wipe = "\r\x1b[K"
+	progress := regexp.MustCompile(`long\.jsonl: (\d+) records replayed, \d+/s`)
+	long := longExport(t, 20_000)
+	_, plain, _ := command(t, "audit", long)
+
+	code, written := onTerminal(t, "audit", long)
+	if code != exitDone {
+		t.Errorf("exit code %d", code)
+	}
+	var told []string
+	for _, match := range progress.FindAllStringSubmatch(written, -1) {
+		told = append(told, match[1])
+	}
+	if fmt.Sprint(told[:min(2, len(told))]) != "[8192 16384]" {
+		t.Errorf("progress after %v records, want every 8192", told)
+	}
+	// What stays on the screen: a wiped line leaves nothing.
+	var screen []string
+	for line := range strings.SplitSeq(strings.ReplaceAll(written, "\r\n", "\n"), "\n") {
+		if at := strings.LastIndex(line, wipe); at >= 0 {
+			line = line[at+len(wipe):]
+		}
+		screen = append(screen, line)
+	}
+	if got := strings.Join(screen, "\n"); got != plain {
+		t.Errorf("the screen shows\n%s\nwant what is printed elsewhere:\n%s", got, plain)
+	}
+	if strings.Contains(plain, "\x1b") || strings.Contains(plain, "replayed") {
+		t.Errorf("progress where there is no terminal:\n%s", plain)
+	}
+
+	if _, written = onTerminal(t, "audit", goldenExport, "--recheck", "1"); !strings.Contains(written, wipe) || !strings.Contains(written, "searched again: 1 range,") {
+		t.Errorf("no progress of ranges that are searched again:\n%s", written)
+	}
+	if _, written = onTerminal(t, "audit", long, "-o", "json"); strings.Contains(written, "\x1b") {
+		t.Error("JSON has progress in it")
+	}
+}
