@@ -23,7 +23,7 @@
 // do (pow.Receipts): the answer with which the suspicion reaches liar is not taken, and the miner is refused at once. Refused
 // either way, a miner loses what it holds, and what it finished of the round since its last good check is revoked and
 // searched again by others, in one entry with its last strike. A miner that did half of the work is found after about 50
-// ranges, one that did four fifths after about 700, and an honest one less than once in 1e8 ranges.
+// ranges, one that did four fifths after about 550, and an honest one less than once in 1e8 ranges.
 //
 // The numbers are memory, of one process of a miner in one term: a new leader starts anew, believes what was finished
 // before, and needs as many ranges again. A leader that ends between the finding and the commit of it leaves nothing half
