@@ -45,9 +45,9 @@ func benchMiners(where string) {
 	_, _ = io.Copy(io.Discard, os.Stdin) // until the benchmark closes it
 }
 
-// BenchmarkMinerMemory reports what one connected miner, with its health watch, costs a server: heap and stacks. The
+// BenchmarkConnectionMemory reports what one connected miner, with its health watch, costs a server: heap and stacks. The
 // miners are in another process. What a coordinator keeps of a miner is not in it.
-func BenchmarkMinerMemory(b *testing.B) {
+func BenchmarkConnectionMemory(b *testing.B) {
 	const miners = 500
 	for b.Loop() {
 		node := newFakeNode(1)

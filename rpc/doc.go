@@ -10,7 +10,7 @@
 // Bad input ends the call with one clear line and changes nothing: INVALID_ARGUMENT for a message that makes no sense,
 // RESOURCE_EXHAUSTED for one above MaxMessageSize, INTERNAL for bytes that are no protobuf (gRPC answers those itself).
 //
-// What a connected miner costs the leader is a goal: at most 60 KiB with its health watch, of which BenchmarkMinerMemory
+// What a connected miner costs the leader is a goal: at most 60 KiB with its health watch, of which BenchmarkConnectionMemory
 // finds 55 here. Read and write buffers are small, a mining stream has one goroutine beside gRPC's own, and what needs a
 // deep stack runs aside (see aside), so that waiting goroutines keep small ones.
 //
