@@ -67,11 +67,13 @@ The exit code is 0 only if everything holds; otherwise the first broken record i
 				return err
 			}
 			if cmd.Flags().Changed("at") {
-				return printStateAt(cmd.Context(), out, sources[0], o.at)
+				err := printStateAt(cmd.Context(), out, sources[0], o.at)
+				return errors.Join(err, out.failed())
 			}
 			file, terminal := out.w.(*os.File)
 			o.progress = terminal && !out.json && term.IsTerminal(int(file.Fd()))
-			return o.audit(cmd.Context(), out, sources, known)
+			err = o.audit(cmd.Context(), out, sources, known)
+			return errors.Join(err, out.failed())
 		},
 	}
 	cmd.Flags().StringVar(&o.servers, "servers", "", "audit the histories of running servers at these addresses, comma separated")

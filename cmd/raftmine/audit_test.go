@@ -429,3 +429,27 @@ func TestRowsOfMinersReadWell(t *testing.T) {
 		}
 	}
 }
+
+// fullDisk is a standard output that takes nothing.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// TestReportThatNobodyCanReadIsNoSuccess: exit code 0 says that everything holds, and that this was written down.
+func TestReportThatNobodyCanReadIsNoSuccess(t *testing.T) {
+	proof := filepath.Join("..", "..", "testdata", "audit", "v1.proof.json")
+	for _, args := range [][]string{
+		{"audit", goldenExport},
+		{"audit", goldenExport, "-o", "json"},
+		{"audit", goldenExport, "--at", "10"},
+		{"proof", "1", "--data-dir", goldenExport},
+		{"proof", "1", "--data-dir", goldenExport, "--file", filepath.Join(t.TempDir(), "proof")},
+		{"proof", "--verify", proof},
+	} {
+		var stderr bytes.Buffer
+		code := execute(t.Context(), args, fullDisk{}, &stderr)
+		if code != exitFailed || !strings.Contains(stderr.String(), "no space left on device") || strings.Count(stderr.String(), "\n") != 1 {
+			t.Errorf("%v: exit code %d, said %q", args, code, &stderr)
+		}
+	}
+}

@@ -137,7 +137,7 @@ func writeProof(cmd *cobra.Command, out *printer, proof io.WriterTo, file string
 		return err
 	}
 	out.print(view, "%s\nproof in %s", text, file)
-	return nil
+	return out.failed()
 }
 
 func verifyProof(cmd *cobra.Command, out *printer, path string) error {
@@ -157,7 +157,7 @@ func verifyProof(cmd *cobra.Command, out *printer, path string) error {
 		view := viewProof(block)
 		out.print(view, "%s", view)
 	}
-	return nil
+	return out.failed()
 }
 
 // verifiedProof reads a proof of either kind.
