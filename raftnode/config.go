@@ -105,8 +105,8 @@ type Config struct {
 	Probe func(ctx context.Context, address string) error
 	// OpenJournalFile, when not nil, opens the files that the journal is written to.
 	OpenJournalFile func(path string, flag int, mode fs.FileMode) (JournalFile, error)
-	// withoutJournal is for measuring what the journal costs.
-	withoutJournal bool
+	// WithoutJournal is for measuring what the journal costs. Such a server has no history to audit.
+	WithoutJournal bool
 	// Now is the wall clock.
 	Now func() time.Time
 	// pairTicks, when not nil, are the ticks by which a leader of two knows that it stood still (pair.go).

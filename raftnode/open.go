@@ -91,7 +91,7 @@ func (n *Node) open(ctx context.Context) error {
 		return err
 	}
 	n.replica.belongs = n.belongs
-	if !n.config.withoutJournal {
+	if !n.config.WithoutJournal {
 		n.replica.journal = n.journal
 	}
 	n.disk.limit, n.disk.alarm = n.config.StallLimit, n.diskAlarm

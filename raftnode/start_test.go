@@ -400,7 +400,7 @@ func startProposer(b *testing.B, withoutJournal bool) *Node {
 	}
 	peers := &directPeers{nodes: make(map[string]*Node)}
 	node, err := Start(context.Background(), StartConfig{Config: Config{
-		Environment: env, Peers: peers, withoutJournal: withoutJournal,
+		Environment: env, Peers: peers, WithoutJournal: withoutJournal,
 	}})
 	if err != nil {
 		b.Fatal(err)
