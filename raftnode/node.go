@@ -105,6 +105,7 @@ func (n *Node) release() error {
 		var errs []error
 		if ended != nil {
 			errs = append(errs, ended.Error())
+			n.background.settle(landing) // Raft has answered all
 		}
 		if n.gate != nil {
 			n.gate.close()
@@ -182,29 +183,35 @@ func (n *Node) VerifyLeader(ctx context.Context) error {
 	if term == 0 || !n.leadsIn(term) {
 		return n.notLeader()
 	}
-	verify := func() error {
+	for {
+		// The library forgets a question that a follower had when it was removed from the voters, and answers it with the end of
+		// the leadership alone. So it is asked again.
+		err := n.askMajority(ctx)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return err
+		case !n.leadsIn(term) || n.term.Load() != term:
+			return n.notLeader()
+		case err == nil:
+			return nil
+		case !errors.Is(err, context.DeadlineExceeded):
+			return n.notLeader()
+		}
+	}
+}
+
+// askMajority asks whether this server leads, and waits one election timeout at most.
+func (n *Node) askMajority(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, n.config.RaftElection)
+	defer cancel()
+	return n.await(ctx, func() error {
 		// The library counts the next answer of a follower, also to a question asked before. In a process that was paused
 		// those may be old; the second round asks anew.
 		if err := n.raft.VerifyLeader().Error(); err != nil {
 			return err
 		}
 		return n.raft.VerifyLeader().Error()
-	}
-	// The library forgets a question that a follower had when it was removed from the voters, and answers it with the end of
-	// the leadership alone. So it is asked again.
-	err := context.DeadlineExceeded
-	for err == context.DeadlineExceeded && ctx.Err() == nil && n.leadsIn(term) {
-		asked, cancel := context.WithTimeout(ctx, n.config.RaftElection)
-		err = n.await(asked, verify)
-		cancel()
-	}
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return err
-	case err != nil || !n.leadsIn(term) || n.term.Load() != term:
-		return n.notLeader()
-	}
-	return nil
+	})
 }
 
 // Barrier waits until everything committed before it is applied here. Leader only.
@@ -227,6 +234,7 @@ func (n *Node) await(ctx context.Context, call func() error) error {
 	if !n.background.begin() {
 		return ErrClosed
 	}
+	defer n.background.awaited.Done()
 	done := make(chan error, 1)
 	go func() {
 		defer n.background.active.Done()
@@ -329,11 +337,13 @@ func poke(c chan struct{}) {
 	}
 }
 
-// calls counts calls into Raft that may outlive those who made them.
+// calls counts calls into Raft that may outlive those who made them. Raft answers some of those that nobody waits for any
+// more with its own end alone.
 type calls struct {
-	mu     sync.Mutex
-	ended  bool
-	active sync.WaitGroup
+	mu      sync.Mutex
+	ended   bool
+	awaited sync.WaitGroup // those who wait for an answer
+	active  sync.WaitGroup // the calls themselves
 }
 
 func (c *calls) begin() bool {
@@ -342,18 +352,26 @@ func (c *calls) begin() bool {
 	if c.ended {
 		return false
 	}
+	c.awaited.Add(1)
 	c.active.Add(1)
 	return true
 }
 
-// end lets no call begin any more and waits for those that did; only a disk that stalls makes that long.
+// end lets no call begin any more and waits for those that somebody waits for; only a disk that stalls makes that long.
 func (c *calls) end(patience time.Duration) {
 	c.mu.Lock()
 	c.ended = true
 	c.mu.Unlock()
+	waitAtMost(&c.awaited, patience)
+}
+
+// settle waits for all calls, once Raft has ended.
+func (c *calls) settle(patience time.Duration) { waitAtMost(&c.active, patience) }
+
+func waitAtMost(work *sync.WaitGroup, patience time.Duration) {
 	done := make(chan struct{})
 	go func() {
-		c.active.Wait()
+		work.Wait()
 		close(done)
 	}()
 	timer := time.NewTimer(patience)

@@ -130,7 +130,11 @@ func TestLeaderOfTwoIsVerifiedWhenItsFollowerIsGone(t *testing.T) {
 				t.Fatalf("server 1 leads on, and is told: %v", err)
 			}
 		}
-		c.net.setPaused(c.servers[1].node.Address(), false)
+		began := time.Now()
+		c.servers[0].kill()
+		if took := time.Since(began); took > 0 {
+			t.Errorf("the close took %v: it waited for a question that Raft forgot", took)
+		}
 	})
 }
 
