@@ -3,6 +3,7 @@ package raftnode
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"slices"
 	"sync/atomic"
@@ -366,6 +367,47 @@ func TestLeadThatEndsEarlyIsCalledAgain(t *testing.T) {
 		cancel()
 		if err := <-ran; err != nil {
 			t.Errorf("run: %v", err)
+		}
+	})
+}
+
+// flickeringPeers answers each second question, as a server that catches up.
+type flickeringPeers struct {
+	*testNet
+	asked atomic.Int64
+}
+
+func (p *flickeringPeers) Heartbeat(ctx context.Context, address string, request HeartbeatRequest) (ServerReport, error) {
+	asked := p.asked.Add(1)
+	if asked > 5000 { // virtual time would stand still
+		<-ctx.Done()
+		return ServerReport{}, ctx.Err()
+	}
+	if asked%2 == 0 {
+		return ServerReport{}, io.ErrUnexpectedEOF
+	}
+	return ServerReport{ClusterID: request.ClusterID, ServerID: 2, Address: address, DataDir: "/2"}, nil
+}
+
+// TestServerThatAnswersNowAndThenIsAskedInPeace: what the leader finds out of it makes the leader look again.
+func TestServerThatAnswersNowAndThenIsAskedInPeace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 1)
+		c.servers[0].kill()
+		peers := &flickeringPeers{testNet: c.net}
+		c.servers[0].peers = peers
+		c.servers[0].start()
+		c.wait("server 1 leads", func() bool { return c.leads(1) })
+		server2 := fsm.AddServer{RequestID: fsm.ID{2}, Address: "127.0.0.1:9", DataDir: "/2"}
+		if _, err := c.servers[0].node.Propose(t.Context(), server2); err != nil {
+			t.Fatal(err)
+		}
+		c.wait("server 2 is asked", func() bool { return peers.asked.Load() > 2 })
+		before := peers.asked.Load()
+		time.Sleep(time.Second)
+		asked, most := peers.asked.Load()-before, 2*int64(time.Second/governPause)+2
+		if asked < 2 || asked > most {
+			t.Errorf("asked %d times in a second, want some, and at most %d", asked, most)
 		}
 	})
 }

@@ -17,6 +17,8 @@ const (
 	caughtUpEntries = 128
 	// catchUpLook is how often the leader asks a server that catches up how far it is.
 	catchUpLook = 20 * time.Millisecond
+	// governPause is the least time from one look at the servers to the next: what a look does may be the reason for another.
+	governPause = 5 * time.Millisecond
 )
 
 // governTerm keeps the server table and Raft's configuration true while this server leads. All changes of the
@@ -26,6 +28,7 @@ func (n *Node) governTerm(ctx context.Context) {
 	defer work.Wait()
 	n.lookAround(ctx, &work)
 	for {
+		looked := time.Now()
 		catchingUp := n.governOnce(ctx)
 		pause := n.config.Heartbeat
 		if catchingUp {
@@ -38,7 +41,7 @@ func (n *Node) governTerm(ctx context.Context) {
 		case <-n.govern:
 		}
 		timer.Stop()
-		if ctx.Err() != nil {
+		if !sleep(ctx, governPause-time.Since(looked)) {
 			return
 		}
 	}

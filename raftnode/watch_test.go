@@ -181,6 +181,7 @@ func TestElectionIsNotCalled(t *testing.T) {
 				}
 				c := newTestCluster(t, size)
 				c.settled()
+				time.Sleep(2 * governPause) // the leader has looked at that
 				prepare(t, c)
 				synctest.Wait()
 				term := c.servers[1].node.raft.CurrentTerm()
