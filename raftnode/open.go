@@ -157,6 +157,9 @@ func (n *Node) openTransport() {
 	n.stream.strange = func(from string) {
 		n.log.Debug("raft connection meant for another server closed", "from", from)
 	}
+	n.stream.crowded = func(from string) {
+		n.log.Warn("too many raft connections, closing those that ask nothing: find out what opens them", "from", from, "limit", maxRaftConns)
+	}
 	n.stream.start()
 	n.transport = newRaftTransport(raft.NetworkTransportConfig{
 		ServerAddressProvider: n.book,

@@ -29,6 +29,8 @@ const (
 type raftMessages struct {
 	answers bool // else they are requests
 
+	requests int    // that have come whole; of a snapshot, what precedes it
+	ending   bool   // a request, but for the bytes of its last value
 	typed    bool   // the type byte of the request has come
 	kind     byte   // that byte
 	size     uint64 // of the snapshot that follows
@@ -56,6 +58,7 @@ func (m *raftMessages) see(p []byte) error {
 		case m.skip > 0:
 			n := min(m.skip, uint64(len(p)))
 			m.skip, p = m.skip-n, p[n:]
+			m.count()
 		case !m.answers && !m.typed:
 			m.typed, m.kind, m.size, p = true, p[0], 0, p[1:]
 		default:
@@ -189,8 +192,17 @@ func (m *raftMessages) close() {
 	if m.depth > 0 || m.answers {
 		return
 	}
-	m.typed, m.field = false, m.field[:0]
-	if m.kind == raftInstallSnapshot {
-		m.skip += m.size // the last value's own bytes come first
+	m.typed, m.field, m.ending = false, m.field[:0], true
+	if m.kind != raftInstallSnapshot {
+		m.size = 0
+	}
+	m.skip += m.size // the last value's own bytes come first
+	m.count()
+}
+
+func (m *raftMessages) count() {
+	if m.ending && m.skip <= m.size {
+		m.ending = false
+		m.requests++
 	}
 }

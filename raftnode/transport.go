@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"cmp"
 	"container/list"
 	"crypto/sha256"
 	"encoding/binary"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -28,6 +30,13 @@ type hello [24]byte
 const (
 	helloTimeout = 2 * time.Second
 	maxUngreeted = 256
+)
+
+// Each connection that Raft reads may hold a message of maxRaftBytes, so they are few. A server has raftPool and two more to
+// another at most; those of 15 servers fit. Tuning.
+const (
+	maxRaftConns = 96
+	crowdedEach  = 10 * time.Second // how often it is said
 )
 
 func newHello(clusterID string, serverID uint64) (h hello) {
@@ -71,6 +80,7 @@ type guardedStream struct {
 	accepted  chan net.Conn
 	refused   func(address string) // a dial failed: the address may be old
 	strange   func(from string)    // a connection meant for another server
+	crowded   func(from string)    // a connection closed because there were too many, told each crowdedEach
 	closing   chan struct{}
 	closeOnce sync.Once
 	work      sync.WaitGroup // the accept loop and the hellos
@@ -79,6 +89,9 @@ type guardedStream struct {
 	conns     map[*guardedConn]struct{}
 	ungreeted list.List // of *guardedConn, whose hello is awaited, oldest first
 	halted    bool      // no traffic, in or out
+	said      time.Time // when crowded was called
+
+	turns atomic.Uint64 // counts what guardedConn.asked and since are compared by
 }
 
 func newGuardedStream(inner raft.StreamLayer, clusterID string, id uint64) *guardedStream {
@@ -89,6 +102,7 @@ func newGuardedStream(inner raft.StreamLayer, clusterID string, id uint64) *guar
 		accepted:  make(chan net.Conn),
 		refused:   func(string) {},
 		strange:   func(string) {},
+		crowded:   func(string) {},
 		closing:   make(chan struct{}),
 		conns:     make(map[*guardedConn]struct{}),
 	}
@@ -154,11 +168,61 @@ func (s *guardedStream) greet(conn *guardedConn, waiting *list.Element) {
 	}
 	conn.SetReadDeadline(time.Time{})
 	conn.messages = &raftMessages{}
+	s.admit(conn)
 	select {
 	case s.accepted <- conn:
 	case <-s.closing:
 		conn.Close()
 	}
+}
+
+// admit lets Raft read a connection, and closes another when there are too many. Who passed the hello need not be a server:
+// of the host that has the most connections, the one goes that asked nothing yet, else whose last request is the oldest. So
+// connections that say nothing, or never end what they say, push out each other and no server.
+func (s *guardedStream) admit(conn *guardedConn) {
+	from := conn.RemoteAddr().String()
+	if host, _, err := net.SplitHostPort(from); err == nil {
+		from = host
+	}
+	s.mu.Lock()
+	all, ofHost := 1, map[string]int{from: 1}
+	for other := range s.conns {
+		if other.host != "" {
+			all++
+			ofHost[other.host]++
+		}
+	}
+	conn.host, conn.since = from, s.turns.Add(1)
+	var spare *guardedConn
+	if all > maxRaftConns {
+		for other := range s.conns {
+			if other != conn && other.host != "" && (spare == nil || other.sparerThan(spare, ofHost)) {
+				spare = other
+			}
+		}
+		delete(s.conns, spare)
+	}
+	now := time.Now()
+	say := spare != nil && (s.said.IsZero() || now.Sub(s.said) >= crowdedEach)
+	if say {
+		s.said = now
+	}
+	s.mu.Unlock()
+	if spare != nil {
+		spare.Close()
+	}
+	if say {
+		s.crowded(spare.host)
+	}
+}
+
+// sparerThan is called with the stream's mu held.
+func (c *guardedConn) sparerThan(other *guardedConn, ofHost map[string]int) bool {
+	return cmp.Or(
+		cmp.Compare(ofHost[other.host], ofHost[c.host]), // more of them
+		cmp.Compare(c.asked.Load(), other.asked.Load()),
+		cmp.Compare(c.since, other.since),
+	) < 0
 }
 
 // Accept implements raft.StreamLayer.
@@ -268,6 +332,10 @@ type guardedConn struct {
 	net.Conn
 	stream   *guardedStream
 	messages *raftMessages // nil: the hello is not over
+	asked    atomic.Uint64 // the turn of its last whole request; 0: none yet
+
+	host  string // that Raft reads from; empty: the hello is not over, or this server dialled. Guarded by stream.mu, as is since
+	since uint64 // the turn of its hello
 }
 
 func (c *guardedConn) Read(p []byte) (int, error) {
@@ -275,9 +343,13 @@ func (c *guardedConn) Read(p []byte) (int, error) {
 	if c.messages == nil {
 		return n, err
 	}
+	before := c.messages.requests
 	if bad := c.messages.see(p[:n]); bad != nil {
 		c.Close()
 		return 0, bad
+	}
+	if c.messages.requests > before {
+		c.asked.Store(c.stream.turns.Add(1))
 	}
 	return n, err
 }
