@@ -27,11 +27,12 @@ type JobChanged struct {
 // JobStep is one step of a job's life.
 type JobStep uint8
 
+// Steps of a job. A job that is rolled may be rolled again; one that is solved is closed by its verdict.
 const (
 	JobOpened JobStep = iota + 1
-	JobRolled
-	JobSolved
-	JobClosed
+	JobRolled         // everything was searched: a new timestamp
+	JobSolved         // a solution was committed
+	JobClosed         // with a verdict, or as stale
 )
 
 // BlockSettled: a verdict was logged.

@@ -80,60 +80,70 @@ type Observer interface {
 // HeartbeatRequest, Process, Interrupt, Acknowledgement. The wire's names and meanings: rpc/raftminepb.
 type Message interface{ isMessage() }
 
+// HeartbeatRequest is sent when a stream opens, and then each heartbeat.
 type HeartbeatRequest struct {
 	ClusterID       string
-	ServerID        uint64
+	ServerID        uint64 // of the leader, as are Address and Term
 	Address         string
 	Term            uint64
-	SentUnixMilli   uint64
+	SentUnixMilli   uint64   // wall clock: for people alone
 	ServerAddresses []string // of the servers that are up, lowest id first
 }
 
+// HeartbeatReply is a miner's report, and must be its first message; one that makes no sense ends the stream with
+// ErrMinerRefused. It is the coordinator's from Receive on.
 type HeartbeatReply struct {
-	Name            string
-	Instance        fsm.ID
+	Name            string // totals and strikes are kept by it; proven by nothing
+	Instance        fsm.ID // of the process: only the same one may take up what a broken stream held
 	Threads         int
 	Kernel          string
 	SoftwareVersion string
-	HashRate        float64 // double SHA-256 a second; 0: not yet known
-	Hashes          uint64
-	Held            []uint64 // grant ids
+	HashRate        float64  // double SHA-256 a second; 0: not yet known
+	Hashes          uint64   // since the process started
+	Held            []uint64 // grant ids: searched, or answered and not acknowledged
 	Wanted          *int     // ProcessRequest: how many ranges to hold; nil: as before
-	Leaving         bool
+	Leaving         bool     // what it holds returns
 }
 
+// AnswerNo says that a grant, or the whole chunks at its head, have no solution.
 type AnswerNo struct {
-	GrantID, JobID, Timestamp uint64
+	GrantID, JobID, Timestamp uint64 // as the Process said
 	Nonces                    pow.Range
-	Receipt                   uint64
+	Receipt                   uint64 // the nonce of the smallest digest in Nonces
 }
 
+// AnswerYes is a solution in a grant.
 type AnswerYes struct {
-	GrantID, JobID, Timestamp uint64
+	GrantID, JobID, Timestamp uint64 // as the Process said
 	Nonce                     uint64
 }
 
+// Process is a committed grant. It may be sent more than once, unchanged.
 type Process struct {
 	GrantID, JobID uint64
 	Work           pow.Work
 	Nonces         pow.Range
-	ChunkSize      uint64
+	ChunkSize      uint64 // nonces; partial answers end on a multiple of it, counted from Nonces.First
 }
 
+// Interrupt ends searches. An answer that is on its way is acknowledged all the same.
 type Interrupt struct {
 	JobID    uint64
 	Reason   InterruptReason
-	GrantIDs []uint64 // empty: all of the job
+	GrantIDs []uint64 // these alone, whatever their job; empty: all of the job
 }
 
+// InterruptReason is why a search ends.
 type InterruptReason uint8
 
+// Reasons of an Interrupt.
 const (
-	InterruptSolved InterruptReason = iota + 1
-	InterruptStale
-	InterruptReleased
+	InterruptSolved   InterruptReason = iota + 1 // a solution was committed
+	InterruptStale                               // the job is over without one
+	InterruptReleased                            // the range was taken back
 )
 
+// Acknowledgement says what became of an answer; each answer gets one.
 type Acknowledgement struct {
 	GrantID  uint64
 	Solution bool   // of an AnswerYes
@@ -142,14 +152,16 @@ type Acknowledgement struct {
 	Message  string // one line for a person; empty for Committed
 }
 
+// Result is what became of an answer. Only the first two count for the miner.
 type Result uint8
 
+// Results of an answer.
 const (
-	Committed Result = iota + 1
-	Duplicate
-	Stale
-	Released
-	Wrong
+	Committed Result = iota + 1 // on the disks of a majority of the voters
+	Duplicate                   // was committed before, or is not needed because others finished the range
+	Stale                       // the job, or its timestamp, is over
+	Released                    // the range was taken back
+	Wrong                       // a strike
 )
 
 func (HeartbeatRequest) isMessage() {}
