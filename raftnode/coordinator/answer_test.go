@@ -135,12 +135,16 @@ func TestWrongAnswerChangesNothingAndThreeRefuse(t *testing.T) {
 					}
 					err := a.s.Receive(t.Context(), lie(t, p))
 					a.pump()
-					if ack := a.lastAck(); len(a.acks) != int(strike)+1 || ack.Result != Wrong || ack.Message == "" {
+					if ack := a.lastAck(); len(a.acks) != int(strike)+1 || ack.Result != Wrong {
 						t.Fatalf("acknowledgements %+v", a.acks)
 					}
+					checkLine(t, a.lastAck().Message)
 					if last := strike+1 == fsm.MaxStrikes; last != errors.Is(err, ErrMinerRefused) || last != a.over {
 						t.Fatalf("answer %d: %v, over: %v", strike+1, err, a.over)
 					}
+				}
+				if m := r.cl.miner("a"); m.Chunks != 0 || m.Solutions != 0 || r.cl.job() != job {
+					t.Errorf("the answers counted: %+v, job %+v, was %+v", m, r.cl.job(), job)
 				}
 				if b.pump(); b.s.Err() != nil || len(b.held) != 1 {
 					t.Errorf("b was disturbed: %v", b.s.Err())
@@ -391,8 +395,14 @@ func TestWrongAnswerReasonIsOneBoundedLine(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.pump()
-		if text := a.lastAck().Message; text == "" || len(text) > fsm.MaxText || strings.ContainsAny(text, "\r\n") {
-			t.Errorf("message %q", text)
-		}
+		checkLine(t, a.lastAck().Message)
 	})
+}
+
+// checkLine wants one line that says something.
+func checkLine(t *testing.T, text string) {
+	t.Helper()
+	if len(text) < 10 || len(text) > fsm.MaxText || strings.ContainsAny(text, "\r\n") {
+		t.Errorf("%q is not one clear line", text)
+	}
 }

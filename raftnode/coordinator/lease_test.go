@@ -50,11 +50,12 @@ func TestHeldGrantThatIsGoneIsInterrupted(t *testing.T) {
 		if len(a.interrupts) != 1 || fmt.Sprint(a.interrupts[0]) != fmt.Sprint(want) {
 			t.Fatalf("interrupts %+v, want %+v", a.interrupts, want)
 		}
-		before := r.cl.miner("a")
+		before, counts := r.cl.miner("a"), r.cl.counts()
 		if err := a.no(p); err != nil || a.lastAck().Result != Released {
 			t.Errorf("late answer: %v, %+v, want Released", err, a.lastAck())
 		}
-		if after := r.cl.miner("a"); after.Strikes != 0 || after.Chunks != before.Chunks {
+		checkLine(t, a.lastAck().Message)
+		if after := r.cl.miner("a"); after.Strikes != 0 || after.Chunks != before.Chunks || r.cl.counts() != counts {
 			t.Errorf("the late answer changed %+v to %+v", before, after)
 		}
 	})

@@ -56,13 +56,18 @@ func TestMinerThatNeverAnswersIsClosed(t *testing.T) {
 			for range s.Outgoing() {
 			}
 		}()
+		before := r.cl.index
 		time.Sleep(14 * time.Second)
 		if err := s.Err(); err != nil {
 			t.Errorf("ended after 14 s: %v", err)
 		}
 		time.Sleep(2 * time.Second)
 		if err := s.Err(); !errors.Is(err, ErrSilent) {
-			t.Errorf("after 16 s of silence: %v, want %v", err, ErrSilent)
+			t.Fatalf("after 16 s of silence: %v, want %v", err, ErrSilent)
+		}
+		checkLine(t, s.Err().Error())
+		if r.cl.index != before {
+			t.Errorf("%d entries were committed", r.cl.index-before)
 		}
 	})
 }
