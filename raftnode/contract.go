@@ -21,6 +21,10 @@ var (
 	ErrForeignCluster = errors.New("another cluster")
 	// ErrTwin: another process is the same server, or may become it. The text that wraps it says which, and what to do.
 	ErrTwin = errors.New("this data directory is a copy")
+	// ErrNoAnswer: no server that was asked gave an id in time. The text that wraps it ends with what the last one said.
+	ErrNoAnswer = errors.New("gave up")
+	// ErrNotThere: the leader does not reach the server that asks to join at the address that it advertises.
+	ErrNotThere = errors.New("the server that asks is not where it says")
 	// ErrJoinRefused: the request to join makes no sense; asking again does not help.
 	ErrJoinRefused = errors.New("join refused")
 )

@@ -44,6 +44,8 @@ const (
 var (
 	// ErrDataDirInUse: a running server has the directory.
 	ErrDataDirInUse = errors.New("in use by another raftmine server")
+	// ErrUnusableDataDir: the directory cannot be made, or not be written to.
+	ErrUnusableDataDir = errors.New("cannot be used")
 	// ErrForeignDataDir: the directory holds other things than a server's.
 	ErrForeignDataDir = errors.New("not a raftmine data directory")
 	// ErrDamagedDataDir: a file in the directory cannot be understood. The error that wraps it names the file.
@@ -103,7 +105,7 @@ func openDataDir(path string) (*DataDir, error) {
 		return nil, fmt.Errorf("data directory %s: %w", path, err)
 	}
 	if err := os.MkdirAll(absolute, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory %s cannot be made: %w", absolute, err)
+		return nil, fmt.Errorf("data directory %s %w: %w", absolute, ErrUnusableDataDir, err)
 	}
 	// Once before anything is written into it, and once when no other server can be writing.
 	if err := refuseForeign(absolute); err != nil {
@@ -113,7 +115,7 @@ func openDataDir(path string) (*DataDir, error) {
 	if held := (*registry.HeldError)(nil); errors.As(err, &held) {
 		return nil, fmt.Errorf("data directory %s is %w%s", absolute, ErrDataDirInUse, pidText(held.PID))
 	} else if err != nil {
-		return nil, fmt.Errorf("data directory %s is not writable: %w", absolute, err)
+		return nil, fmt.Errorf("data directory %s %w: %w", absolute, ErrUnusableDataDir, err)
 	}
 	d := &DataDir{path: absolute, lock: lock}
 	if err := d.load(); err != nil {
@@ -128,7 +130,7 @@ func (d *DataDir) load() error {
 		return err
 	}
 	if err := probeWrite(d.path); err != nil {
-		return fmt.Errorf("data directory %s is not writable: %w", d.path, err)
+		return fmt.Errorf("data directory %s %w: %w", d.path, ErrUnusableDataDir, err)
 	}
 	removeLeftovers(d.path)
 	identity, err := readIdentity(d.path)

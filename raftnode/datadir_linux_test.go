@@ -51,9 +51,9 @@ func TestUnwritableFoldersAreRefusedAndNotTouched(t *testing.T) {
 		_, missingErr = OpenDataDir(missing)
 		_, environmentErr = registry.Open(missing)
 	})
-	wantError(t, madeErr, os.ErrPermission, "data directory "+made+" is not writable")
-	wantError(t, emptyErr, os.ErrPermission, "data directory "+empty+" is not writable")
-	wantError(t, missingErr, os.ErrPermission, "data directory "+missing+" cannot be made")
+	wantError(t, madeErr, os.ErrPermission, "data directory "+made+" cannot be used")
+	wantError(t, emptyErr, os.ErrPermission, "data directory "+empty+" cannot be used")
+	wantError(t, missingErr, os.ErrPermission, "data directory "+missing+" cannot be used")
 	wantError(t, environmentErr, registry.ErrEnvironment, missing, "permission denied")
 	if after := snapshotOf(t, parent); !reflect.DeepEqual(before, after) {
 		t.Errorf("files were %v and are %v", before, after)

@@ -12,8 +12,9 @@
 // environment one bootstraps and the others join it (start.go).
 //
 // The leader dials a server that asks for an id back, at the address that it claims, before anything is committed; one that
-// asks answers there to its request id (join_door.go). Few members may be on their way at a time: who was given an id and is not
-// reached takes a place until the grace period is over.
+// asks answers there to its request id (join_door.go). The first server, whom nobody dials back, dials itself, and says when it is
+// not there. Few members may be on their way at a time: who was given an id and is not reached takes a place until the grace
+// period is over.
 //
 // The leader keeps the server table (membership.go). A server that answers becomes a non-voter, and a voter once it has
 // caught up: one that died after it was given an id never weakens the majority. It is up when it votes, is caught up and
@@ -50,6 +51,8 @@
 //
 // What a Raft message announces is looked at before the library's decoder makes room for it (raftmessage.go): an entry is no larger
 // than an entry of ours may be, a request has no more entries than a server sends at once. Snapshots are streams of any size.
+// Raft reads few connections at a time, so that not many such messages are begun at once; of too many the idle ones go
+// (transport.go).
 //
 // Leadership is never transferred by the library, whose transfer can wedge a leader for good (hashicorp/raft issue 696), but
 // by holding the proposals until the target has our last entry, and sending it Raft's own TimeoutNow. A server that is

@@ -65,7 +65,7 @@ func (n *Node) askToJoin(ctx context.Context, requestID fsm.ID) (JoinReply, erro
 			n.log.Info("waiting for a leader to join", "asked", strings.Join(seeds, ","), "error", last)
 		}
 		if !sleep(ctx, pause) {
-			return JoinReply{}, fmt.Errorf("join %s: gave up after %v: %w", strings.Join(seeds, ","),
+			return JoinReply{}, fmt.Errorf("join %s: %w after %v: %w", strings.Join(seeds, ","), ErrNoAnswer,
 				time.Since(started).Round(100*time.Millisecond), last)
 		}
 	}

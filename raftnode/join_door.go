@@ -26,10 +26,10 @@ func (n *Node) dialBack(ctx context.Context, request JoinRequest) error {
 	}
 	conn, err := n.openWatch(ctx, joinHello(request.RequestID), request.Address)
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("nothing listens at %s, where the server that asks says it is: it must advertise an address that the others reach", request.Address)
+		return fmt.Errorf("%w: nothing listens at %s", ErrNotThere, request.Address)
 	}
 	if err != nil {
-		return fmt.Errorf("the server that asks is not found at %s, where it says it is: %w", request.Address, err)
+		return fmt.Errorf("%w: it is not found at %s: %w", ErrNotThere, request.Address, err)
 	}
 	return conn.Close()
 }

@@ -62,6 +62,9 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint
 	work.Go(func() { n.watchPair(ctx) })
 	if listener := n.watchListener(); listener != nil {
 		work.Go(func() { n.serveWatches(ctx, listener) })
+		if n.config.Advertise != listener.Addr().String() {
+			work.Go(func() { n.findSelf(ctx) })
+		}
 	}
 	work.Go(func() { n.openGate(ctx) })
 	var orphan error

@@ -146,7 +146,7 @@ func TestOnlyAServerThatIsWhereItSaysJoins(t *testing.T) {
 		} {
 			began := time.Now()
 			_, err := node.HandleJoin(t.Context(), JoinRequest{RequestID: fsm.ID{7}, Address: address, DataDir: "/d"})
-			if err == nil || errors.Is(err, ErrJoinRefused) || !strings.Contains(err.Error(), address) || strings.Contains(err.Error(), "\n") {
+			if !errors.Is(err, ErrNotThere) || errors.Is(err, ErrJoinRefused) || !strings.Contains(err.Error(), address) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s: %v", what, err)
 			}
 			if took := time.Since(began); took > 2*watchTimeout {
@@ -267,7 +267,7 @@ func TestJoinWhereNobodyListensFailsWithOneLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, newTestNet(), t.TempDir())
 		err := s.open("127.0.0.1:1")
-		if err == nil || !strings.HasPrefix(err.Error(), "join 127.0.0.1:1: gave up after 30s: ") ||
+		if !errors.Is(err, ErrNoAnswer) || !strings.HasPrefix(err.Error(), "join 127.0.0.1:1: gave up after 30s: ") ||
 			!strings.Contains(err.Error(), "connection refused") {
 			t.Fatalf("error %v", err)
 		}

@@ -73,6 +73,18 @@ func (n *Node) serveWatches(ctx context.Context, listener net.Listener) {
 	}
 }
 
+// findSelf says when the advertised address does not lead here. That may be so behind a translated address alone, and the first
+// server has nobody who would find out.
+func (n *Node) findSelf(ctx context.Context) {
+	conn, err := n.openWatch(ctx, newHello(n.clusterID, n.id), n.config.Advertise)
+	if err == nil {
+		conn.Close()
+	} else if ctx.Err() == nil {
+		n.log.Warn("this server is not found at the address that it advertises: if the others do not find it there either, start it with another",
+			"advertise", n.config.Advertise, "error", err)
+	}
+}
+
 // serveWatch holds one stream: its end is what tells the other side that this process died.
 func (n *Node) serveWatch(ctx context.Context, conn net.Conn) {
 	defer conn.Close()

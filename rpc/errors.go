@@ -55,6 +55,7 @@ var errorTable = []struct {
 	{raftnode.ErrClosed, codes.Unavailable, "SERVER_CLOSED"},
 	{raftnode.ErrReplicaStopped, codes.Unavailable, "REPLICA_STOPPED"},
 	{raftnode.ErrForeignCluster, codes.FailedPrecondition, "FOREIGN_CLUSTER"},
+	{raftnode.ErrNotThere, codes.FailedPrecondition, "NOT_THERE"},
 	{raftnode.ErrJoinRefused, codes.InvalidArgument, "JOIN_REFUSED"},
 	{raftnode.ErrHistoryGap, codes.NotFound, "HISTORY_GAP"},
 	{raftnode.ErrJournalDamaged, codes.DataLoss, "JOURNAL_DAMAGED"},

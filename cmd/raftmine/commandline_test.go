@@ -1,11 +1,15 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+
+	"raftmine/raftnode"
 )
 
 // TestWrongCommandLinesSayWhatIsWrong: one clear line, the right exit code, and nothing started or written.
@@ -50,6 +54,8 @@ func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
 		{"miner --servers foo", exitUsage, `--servers "foo": want HOST:PORT`},
 		{"miner --servers 127.0.0.1:0", exitUsage, `port "0"`},
 		{"status --servers 127.0.0.1", exitUsage, `--servers "127.0.0.1"`},
+		{"server --advertise 127.0.0.1:0", exitUsage, `--advertise "127.0.0.1:0": port "0"`},
+		{"server --advertise ://", exitUsage, `--advertise "://"`},
 		{"server --advertise 127.0.0.1", exitUsage, `--advertise "127.0.0.1"`},
 		{"server --advertise 127.0.0.1:1,127.0.0.1:2", exitUsage, "want one HOST:PORT"},
 		{"miner --threads 0", exitUsage, "--threads 0"},
@@ -108,8 +114,10 @@ func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
 		{"server's port in use", []string{"server", "--listen", busy.Addr().String()}, []string{busy.Addr().String(), "in use", "hint: "}},
 		{"web service's port in use", []string{"webservice", "--listen", busy.Addr().String()}, []string{busy.Addr().String(), "in use", "hint: "}},
 		{"foreign data directory", []string{"server", "--data-dir", foreign}, []string{foreign, "thesis.txt", "hint: "}},
-		{"data directory is a file", []string{"server", "--data-dir", file}, []string{file}},
+		{"data directory is a file", []string{"server", "--data-dir", file}, []string{file, "hint: choose a folder"}},
 		{"data directory below a file", []string{"server", "--data-dir", filepath.Join(file, "x")}, []string{file, "hint: "}},
+		{"data directory where none can be made", []string{"server", "--data-dir", os.DevNull + "/x"}, []string{os.DevNull, "hint: choose a folder"}},
+		{"data directory of a name too long", []string{"server", "--data-dir", filepath.Join(dir, strings.Repeat("x", 300))}, []string{dir, "hint: choose a folder"}},
 		{"run's data directory below a file", []string{"run", "--data-dir", filepath.Join(file, "x")}, []string{file, "hint: "}},
 		{"nobody to ask for status", []string{"status", "--servers", nobody}, []string{nobody, "hint: "}},
 		{"nobody to list blocks", []string{"blocks", "--servers", nobody}, []string{nobody, "hint: "}},
@@ -119,7 +127,8 @@ func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
 		{"empty environment for the shell", []string{"env"}, []string{"no server runs", "hint: "}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			code, stdout, stderr := command(t, append(row.args, "--environment", filepath.Join(t.TempDir(), "environment"))...)
+			environment := filepath.Join(t.TempDir(), "environment")
+			code, stdout, stderr := command(t, append(row.args, "--environment", environment)...)
 			if code != exitFailed || !strings.HasPrefix(stderr, "raftmine: ") {
 				t.Fatalf("exit code %d, said %q", code, stderr)
 			}
@@ -131,10 +140,81 @@ func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
 			if strings.Count(stderr, "\n") > 2 || stdout != "" {
 				t.Errorf("said more than one line and a hint:\n%s%s", stdout, stderr)
 			}
+			if left, _ := filepath.Glob(filepath.Join(environment, "entries", "*.json")); len(left) != 0 {
+				t.Errorf("left %v in the environment", left)
+			}
+			made, _ := filepath.Glob(filepath.Join(environment, "data", "*"))
+			for _, path := range made { // a server that starts later takes it
+				if has, err := raftnode.HasServer(path); err != nil || has {
+					t.Errorf("%s belongs to a server: %t, %v", path, has, err)
+				}
+			}
 		})
 	}
-	if content, err := os.ReadFile(filepath.Join(foreign, "thesis.txt")); err != nil || string(content) != "mine" {
-		t.Errorf("the foreign file is now %q, %v", content, err)
+	for path, want := range map[string]string{filepath.Join(foreign, "thesis.txt"): "mine", file: "a file"} {
+		if content, err := os.ReadFile(path); err != nil || string(content) != want {
+			t.Errorf("%s is now %q, %v", path, content, err)
+		}
+	}
+	for path, want := range map[string]int{foreign: 1, dir: 2} {
+		if left, err := os.ReadDir(path); err != nil || len(left) != want {
+			t.Errorf("%s holds %v, %v", path, left, err)
+		}
+	}
+}
+
+// TestHintOfAStartFitsWhatFailed: one that does not is worse than none.
+func TestHintOfAStartFitsWhatFailed(t *testing.T) {
+	refused := fmt.Errorf("dial 127.0.0.1:1: %w", syscall.ECONNREFUSED)
+	for _, row := range []struct {
+		err        error
+		join, hint string
+	}{
+		{fmt.Errorf("%w: %w", raftnode.ErrNoAnswer, refused), "127.0.0.1:1", "check the addresses of --join, and that a server runs there"},
+		{fmt.Errorf("%w: %w", raftnode.ErrNoAnswer, refused), "", ""}, // the environment named it
+		{refused, "127.0.0.1:1", ""},
+		{fmt.Errorf("%w: %w: nothing listens", raftnode.ErrNoAnswer, raftnode.ErrNotThere), "127.0.0.1:1",
+			"name an address that the other servers reach with --advertise HOST:PORT"},
+		{fmt.Errorf("data directory /proc/x %w: %w", raftnode.ErrUnusableDataDir, syscall.ENOENT), "", "choose a folder that this user may write with --data-dir DIR"},
+		{fmt.Errorf("listen on 127.0.0.1:80: %w", syscall.EACCES), "", ""},
+	} {
+		o := serverOptions{join: row.join}
+		if hint := hintFor(o.hintForStart(row.err)); hint != row.hint {
+			t.Errorf("%v, --join %q: hint %q, want %q", row.err, row.join, hint, row.hint)
+		}
+	}
+}
+
+// TestAdvertisedAddressThatDoesNotLeadHere: who joins is not taken, and changes nothing; the first server goes on, and says so.
+func TestAdvertisedAddressThatDoesNotLeadHere(t *testing.T) {
+	dir := keepOnFailure(t)
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := nobody.Addr().String()
+	nobody.Close()
+	environment := filepath.Join(dir, "environment")
+	first := startProcess(t, "server", "--environment", environment, "--advertise", wrong)
+	eventually(t, "the first server says that it is not found", func() string {
+		said := first.errors()
+		if !strings.Contains(said, "is not found at the address that it advertises") || !strings.Contains(said, wrong) {
+			return said
+		}
+		return ""
+	})
+	other := filepath.Join(dir, "other")
+	leader := startProcess(t, "server", "--environment", other, "-o", "json")
+	started, _ := leader.waitEvent(0, "process_started")
+	_, _ = leader.waitEvent(0, "leader")
+	code, stdout, stderr := command(t, "server", "--environment", filepath.Join(dir, "third"), "--join", started["address"].(string),
+		"--advertise", wrong, "--join-timeout", "1s")
+	if code != exitFailed || stdout != "" || !strings.HasPrefix(stderr, "raftmine: ") || strings.Count(stderr, "\n") != 2 ||
+		!strings.Contains(stderr, wrong) || !strings.Contains(stderr, "\nhint: name an address that the other servers reach with --advertise") {
+		t.Errorf("exit code %d, said %q", code, stderr)
+	}
+	if view, problem := statusOf(t, other); problem != "" || len(view.Servers) != 1 {
+		t.Errorf("the group has changed: %+v, %s", view.Servers, problem)
 	}
 }
 

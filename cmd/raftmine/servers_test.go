@@ -106,10 +106,10 @@ func TestTwoServersOnOneDataDirectory(t *testing.T) {
 	_, _ = first.waitEvent(0, "leader")
 	code, _, stderr := command(t, "server", "--environment", environment, "--data-dir", data)
 	want := fmt.Sprintf("in use by another raftmine server (pid %d)", first.cmd.Process.Pid)
-	if code != exitFailed || !strings.Contains(stderr, want) {
-		t.Errorf("exit code %d, said %q, want %q", code, stderr, want)
+	if code != exitFailed || !strings.Contains(stderr, want) || !strings.HasPrefix(stderr, "raftmine: ") || strings.Count(stderr, "\n") != 2 {
+		t.Errorf("exit code %d, said %q, want %q and a hint", code, stderr, want)
 	}
-	if view, problem := statusOf(t, environment); problem != "" || view.Leader != 1 {
+	if view, problem := statusOf(t, environment); problem != "" || view.Leader != 1 || len(view.Servers) != 1 {
 		t.Errorf("the first server was disturbed: %+v, %s", view, problem)
 	}
 }

@@ -76,7 +76,7 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 	tuneNode(&config)
 	node, err := raftnode.Start(ctx, raftnode.StartConfig{Config: config, DataDirPath: o.dataDir, Listen: listen})
 	if err != nil {
-		return endedEarly(ctx, hintForStart(err))
+		return endedEarly(ctx, o.hintForStart(err))
 	}
 	defer func() { err = errors.Join(err, node.Close()) }()
 	o.dataDir = node.DataDir() // in which it goes on after ErrRecover
@@ -266,7 +266,8 @@ func (o *serverOptions) companionServers(node *raftnode.Node, env *registry.Envi
 }
 
 // hintForStart says what to do when a server cannot start.
-func hintForStart(err error) error {
+func (o *serverOptions) hintForStart(err error) error {
+	var file *fs.PathError
 	switch {
 	case errors.Is(err, raftnode.ErrNoClusterToJoin):
 		return err // it says so itself
@@ -274,13 +275,15 @@ func hintForStart(err error) error {
 		return hinted(err, "stop the other server, or choose another folder with --data-dir DIR")
 	case errors.Is(err, raftnode.ErrForeignDataDir):
 		return hinted(err, "choose an empty folder with --data-dir DIR")
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, raftnode.ErrNotThere):
+		return hinted(err, "name an address that the other servers reach with --advertise HOST:PORT")
+	case errors.Is(err, raftnode.ErrNoAnswer) && errors.Is(err, syscall.ECONNREFUSED) && o.join != "":
 		return hinted(err, "check the addresses of --join, and that a server runs there")
 	case errors.Is(err, syscall.EADDRINUSE):
 		return hinted(err, "choose another port with --listen, or 127.0.0.1:0 for a free one")
 	case errors.Is(err, syscall.ENOSPC):
 		return hinted(err, "make room on that disk, or choose another folder with --data-dir DIR")
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOTDIR):
+	case errors.Is(err, raftnode.ErrUnusableDataDir), errors.Is(err, fs.ErrPermission) && errors.As(err, &file), errors.Is(err, syscall.EROFS):
 		return hinted(err, "choose a folder that this user may write with --data-dir DIR")
 	}
 	return err
