@@ -16,36 +16,35 @@ type raftLogger struct {
 	logger       *slog.Logger
 }
 
-// raftTroubles are the library's messages that a person must see.
-var raftTroubles = map[string]bool{
-	"failed to commit logs":              true,
-	"failed to append to logs":           true,
-	"failed to clear log suffix":         true,
-	"failed to get log":                  true,
-	"failed to get last log index":       true,
-	"failed to compact logs":             true,
-	"failed to remove old logs":          true,
-	"failed to persist vote":             true,
-	"failed to take snapshot":            true,
-	"failed to restore snapshot":         true,
-	"failed to open snapshot":            true,
-	"failed to list snapshots":           true,
-	"failed to scan snapshot directory":  true,
-	"failed to finalize snapshot":        true,
-	"failed to move snapshot into place": true,
-	"failed to reap snapshot":            true,
-	"failed to write metadata":           true,
-	"failed to create state file":        true,
-	"failed to make snapshot directly":   true,
-}
+// raftLevels are the levels of the library's messages that are not for debugging alone.
+var raftLevels = map[string]slog.Level{
+	// What a person must see.
+	"failed to commit logs":              slog.LevelWarn,
+	"failed to append to logs":           slog.LevelWarn,
+	"failed to clear log suffix":         slog.LevelWarn,
+	"failed to get log":                  slog.LevelWarn,
+	"failed to get last log index":       slog.LevelWarn,
+	"failed to compact logs":             slog.LevelWarn,
+	"failed to remove old logs":          slog.LevelWarn,
+	"failed to persist vote":             slog.LevelWarn,
+	"failed to take snapshot":            slog.LevelWarn,
+	"failed to restore snapshot":         slog.LevelWarn,
+	"failed to open snapshot":            slog.LevelWarn,
+	"failed to list snapshots":           slog.LevelWarn,
+	"failed to scan snapshot directory":  slog.LevelWarn,
+	"failed to finalize snapshot":        slog.LevelWarn,
+	"failed to move snapshot into place": slog.LevelWarn,
+	"failed to reap snapshot":            slog.LevelWarn,
+	"failed to write metadata":           slog.LevelWarn,
+	"failed to create state file":        slog.LevelWarn,
+	"failed to make snapshot directly":   slog.LevelWarn,
 
-// raftElections are those that say why there is an election.
-var raftElections = map[string]bool{
-	"heartbeat timeout reached, starting election":     true, // this follower has not heard of its leader
-	"failed to contact":                                true, // this leader has not heard of that follower
-	"failed to contact quorum of nodes, stepping down": true,
-	"peer has newer term, stopping replication":        true, // another calls one
-	"Election timeout reached, restarting election":    true, // nobody won in time
+	// Why there is an election.
+	"heartbeat timeout reached, starting election":     slog.LevelInfo, // this follower has not heard of its leader
+	"failed to contact":                                slog.LevelInfo, // this leader has not heard of that follower
+	"failed to contact quorum of nodes, stepping down": slog.LevelInfo,
+	"peer has newer term, stopping replication":        slog.LevelInfo, // another calls one
+	"Election timeout reached, restarting election":    slog.LevelInfo, // nobody won in time
 }
 
 func newRaftLogger(logger *slog.Logger) hclog.Logger {
@@ -56,12 +55,9 @@ func (l raftLogger) Log(level hclog.Level, message string, args ...any) {
 	if level < hclog.Warn {
 		return
 	}
-	to := slog.LevelDebug
-	switch {
-	case raftTroubles[message]:
-		to = slog.LevelWarn
-	case raftElections[message]:
-		to = slog.LevelInfo
+	to, listed := raftLevels[message]
+	if !listed {
+		to = slog.LevelDebug
 	}
 	if !l.logger.Enabled(context.Background(), to) {
 		return
