@@ -25,8 +25,8 @@ import (
 )
 
 // asSearcher makes this test binary a process that searches at low priority and counts its hashes where its parent sees
-// them. Its value is the arguments: the file of the count, the threads, the name, and the environment; without that the
-// kernel searches alone, with it a miner of that name does.
+// them. Its arguments are the file of the count, the threads, a name, and the environment; without the last two the kernel
+// searches alone, with them a miner of that name does.
 const asSearcher = "TEST_BINARY_IS_SEARCHER"
 
 // BenchmarkMinerInCluster compares miners of one thread and of two in a running cluster, on a job that is never solved,
@@ -272,11 +272,12 @@ func runSearcher(args []string) error {
 	return nil
 }
 
-// searchAlone is a loop around the kernel and nothing else, on the nonces that a cluster's first job has for long.
+// searchAlone is a loop around the kernel and nothing else, on the nonces that a cluster's first job has for long, until
+// ctx ends. Loops with different numbers begin at different nonces.
 func searchAlone(ctx context.Context, kernel sha256d.Searcher, number uint64) {
 	job := sha256d.NewJob(pow.Work{Previous: pow.Sum([]byte("bench")), Timestamp: uint64(time.Now().UnixMilli())})
 	hits := make([]uint64, 16)
-	first := 100_000_000 * (number + 1)
+	first := 100_000_000 + 1_000_000*(number%1000)
 	for nonces := (pow.Range{First: first, Last: 2_000_000_000}); ctx.Err() == nil; {
 		_, tried := kernel.Search(job, nonces, 0, hits)
 		if nonces.First += tried; nonces.First > nonces.Last {

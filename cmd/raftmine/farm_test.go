@@ -21,7 +21,7 @@ import (
 	"raftmine/rpc"
 )
 
-// asFarm makes this test binary a process of simulated miners: real gRPC streams, next to no hashing. Its value is the arguments:
+// asFarm makes this test binary a process of simulated miners: real gRPC streams, next to no hashing. Its arguments are
 // the environment, the first number, how many, and whether they answer.
 const asFarm = "TEST_BINARY_IS_FARM"
 

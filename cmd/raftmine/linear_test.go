@@ -132,7 +132,7 @@ func jobOfCommand(command fsm.Command) uint64 {
 // workOfJob is the state of the model, of one job: what each chunk is.
 type workOfJob struct {
 	solved, over bool
-	chunks       [160 / simChunk]chunkOwner
+	chunks       [simLast / simChunk]chunkOwner
 }
 
 // chunkOwner is zero for a pending chunk.

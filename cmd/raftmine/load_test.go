@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io"
@@ -15,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"raftmine/fsm/pow"
 	"raftmine/miner"
 	"raftmine/miner/sha256d"
 )
@@ -53,7 +53,7 @@ func runBurden(args []string) error {
 		go func() {
 			switch args[0] {
 			case burdenSearch:
-				search()
+				searchAlone(context.Background(), sha256d.Best().New(), uint64(i))
 			case burdenBusy:
 				for n := 0; ; n++ {
 				}
@@ -67,16 +67,6 @@ func runBurden(args []string) error {
 		failed <- err
 	}()
 	return <-failed
-}
-
-// search searches work that nobody solves, for ever.
-func search() {
-	searcher := sha256d.Best().New()
-	job := sha256d.NewJob(pow.Work{Previous: pow.Sum([]byte("burden")), Timestamp: 1})
-	hits := make([]uint64, 64)
-	for {
-		searcher.Search(job, pow.Range{First: 100_000_000, Last: 2_000_000_000}, 0, hits)
-	}
 }
 
 // writeOften writes a file of 4 MiB anew and syncs it, for ever.

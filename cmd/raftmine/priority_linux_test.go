@@ -15,20 +15,17 @@ import (
 	"raftmine/miner"
 )
 
-// priorityVariable makes this test binary a process that raises its priority, and lowers it when its value says so, and
-// prints slice and niceness of all its threads.
-const priorityVariable = "TEST_BINARY_PRINTS_PRIORITY"
+// asUrgent makes this test binary a process that raises its priority, and lowers it when its argument says so, and prints
+// slice and niceness of all its threads.
+const asUrgent = "TEST_BINARY_IS_URGENT"
 
-func init() {
-	how := os.Getenv(priorityVariable)
-	if how == "" {
-		return
-	}
+func init() { roles[asUrgent] = runUrgent }
+
+func runUrgent(args []string) error {
 	raisePriority()
-	if how == "lower" {
+	if args[0] == "lower" {
 		if err := miner.LowerPriority(); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
+			return err
 		}
 	}
 	// Threads that are made afterwards, with all of them alive at once.
@@ -44,8 +41,7 @@ func init() {
 	}
 	threads, err := os.ReadDir("/proc/self/task")
 	if err != nil {
-		fmt.Println(err)
-		os.Exit(1)
+		return err
 	}
 	for _, thread := range threads {
 		id, _ := strconv.Atoi(thread.Name())
@@ -58,7 +54,7 @@ func init() {
 		fmt.Println("session", nice)
 	}
 	close(release)
-	os.Exit(0)
+	return nil
 }
 
 func TestEveryThreadOfAServerRunsSoon(t *testing.T) {
@@ -93,9 +89,9 @@ func TestEveryThreadOfAServerRunsSoon(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		command := exec.Command(executable)
+		command := exec.Command(executable, how)
 		command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		command.Env = append(os.Environ(), priorityVariable+"="+how)
+		command.Env = append(os.Environ(), asUrgent+"=1")
 		out, err := command.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v: %s", err, out)

@@ -32,11 +32,12 @@ var (
 // What all simulated clusters have in common. The work is small, so that a search costs little.
 const (
 	simHeartbeat = 2 * time.Second
+	simLast      = 160 // nonce
 	simChunk     = 8
 	simBits      = 7
 )
 
-var simNonces = pow.Range{First: 1, Last: 160}
+var simNonces = pow.Range{First: 1, Last: simLast}
 
 // simQuiet bounds the time that a cluster takes to recover once the faults are over: a transfer that did not help is tried
 // again after a minute at most.
