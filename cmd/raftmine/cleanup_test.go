@@ -37,10 +37,12 @@ func TestRunLeavesNoProcessBehind(t *testing.T) {
 		name   string
 		signal syscall.Signal
 		code   int
+		paused bool // a server and a miner are
 	}{
-		{"Ctrl-C", syscall.SIGINT, exitDone},
-		{"SIGTERM", syscall.SIGTERM, exitDone},
-		{"its own death by kill -9", syscall.SIGKILL, -1},
+		{"Ctrl-C", syscall.SIGINT, exitDone, false},
+		{"SIGTERM", syscall.SIGTERM, exitDone, false},
+		{"its own death by kill -9", syscall.SIGKILL, -1, false},
+		{"its own death by kill -9 while some are paused", syscall.SIGKILL, -1, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			dir := filepath.Join(keepOnFailure(t), "run")
@@ -52,6 +54,13 @@ func TestRunLeavesNoProcessBehind(t *testing.T) {
 				}
 				return ""
 			})
+			if row.paused {
+				for _, pid := range []int{lastProcesses(run, "server")["1"], lastProcesses(run, "miner")["miner-1"]} {
+					if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
 			run.signal(row.signal)
 			if code := run.waitExit(); code != row.code {
 				t.Errorf("exit code %d, want %d", code, row.code)

@@ -23,7 +23,7 @@ const (
 //
 // Linux may group processes by session (sched_autogroup). Then CPU is shared among sessions first, and what the niceness of
 // a thread is worth ends at its session: a server that shares one with builds or miners waits as long as they do. So "run"
-// starts every process in a session of its own (startChild), and the niceness of that is set as well.
+// starts every process in a session of its own (startDetached), and the niceness of that is set as well.
 func raisePriority() {
 	if sid, err := unix.Getsid(0); err == nil && sid == os.Getpid() {
 		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(urgentNice)), 0)

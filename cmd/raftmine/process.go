@@ -48,9 +48,8 @@ type processStarted struct {
 	DataDir string `json:"data_dir,omitempty"`
 }
 
-// startChild starts this binary again with args and waits until it is ready, ends, or ctx ends. The child leaves
-// the terminal's session, so that Ctrl-C reaches the parent alone, which stops its children in order, and so that Linux
-// gives each process a share of the CPU of its own (raisePriority).
+// startChild starts this binary again with args and waits until it is ready, ends, or ctx ends. Ctrl-C reaches the parent
+// alone, which stops its children in order.
 func startChild(ctx context.Context, role, log string, args ...string) (*child, error) {
 	executable, err := os.Executable()
 	if err != nil {
@@ -69,7 +68,6 @@ func startChild(ctx context.Context, role, log string, args ...string) (*child, 
 	c.cmd = exec.Command(executable, append(args, "--output", "json", "--"+stopOnStdinEnd)...)
 	c.cmd.Env = childEnvironment()
 	c.cmd.Stderr = logFile
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -78,7 +76,7 @@ func startChild(ctx context.Context, role, log string, args ...string) (*child, 
 		return nil, err
 	}
 	c.cmd.Stdout = stdoutWriter
-	err = c.cmd.Start()
+	err = startDetached(c.cmd)
 	stdoutWriter.Close()
 	if err != nil {
 		stdout.Close()
