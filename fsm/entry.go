@@ -3,6 +3,7 @@ package fsm
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -130,23 +131,72 @@ func checkKnown(message protoreflect.Message) error {
 		number, _, _ := protowire.ConsumeTag(unknown)
 		return fmt.Errorf("%s has unknown field %d", message.Descriptor().FullName(), number)
 	}
-	var err error
-	message.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
-		switch {
-		case field.Kind() == protoreflect.EnumKind:
-			if field.Enum().Values().ByNumber(value.Enum()) == nil {
-				err = fmt.Errorf("%s has unknown value %d", field.FullName(), value.Enum())
-			}
-		case field.Kind() != protoreflect.MessageKind:
-		case field.IsList():
-			list := value.List()
-			for i := 0; i < list.Len() && err == nil; i++ {
-				err = checkKnown(list.Get(i).Message())
-			}
-		default:
-			err = checkKnown(value.Message())
+	inner := innerFieldsOf(message.Descriptor())
+	for _, field := range inner.fields {
+		if err := checkKnownField(message, field); err != nil {
+			return err
 		}
-		return err == nil
-	})
-	return err
+	}
+	for _, oneof := range inner.oneofs {
+		if field := message.WhichOneof(oneof); field != nil {
+			if err := checkKnownField(message, field); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func checkKnownField(message protoreflect.Message, field protoreflect.FieldDescriptor) error {
+	if !holdsUnknown(field) || !message.Has(field) {
+		return nil
+	}
+	value := message.Get(field)
+	switch {
+	case field.Kind() == protoreflect.EnumKind:
+		if field.Enum().Values().ByNumber(value.Enum()) == nil {
+			return fmt.Errorf("%s has unknown value %d", field.FullName(), value.Enum())
+		}
+	case field.IsList():
+		list := value.List()
+		for i := range list.Len() {
+			if err := checkKnown(list.Get(i).Message()); err != nil {
+				return err
+			}
+		}
+	default:
+		return checkKnown(value.Message())
+	}
+	return nil
+}
+
+// holdsUnknown reports whether a field can hold what checkKnown looks for.
+func holdsUnknown(field protoreflect.FieldDescriptor) bool {
+	return field.Kind() == protoreflect.EnumKind || field.Kind() == protoreflect.MessageKind
+}
+
+// innerFields are the fields of a message that checkKnown looks into: few have any, and to range over all fields of each
+// message took as long as to decode it.
+type innerFields struct {
+	fields []protoreflect.FieldDescriptor
+	oneofs []protoreflect.OneofDescriptor
+}
+
+var innerFieldsKept sync.Map // of innerFields by message descriptor
+
+func innerFieldsOf(message protoreflect.MessageDescriptor) innerFields {
+	if kept, ok := innerFieldsKept.Load(message); ok {
+		return kept.(innerFields)
+	}
+	var inner innerFields
+	for i := range message.Fields().Len() {
+		if field := message.Fields().Get(i); field.ContainingOneof() == nil && holdsUnknown(field) {
+			inner.fields = append(inner.fields, field)
+		}
+	}
+	for i := range message.Oneofs().Len() {
+		inner.oneofs = append(inner.oneofs, message.Oneofs().Get(i))
+	}
+	innerFieldsKept.Store(message, inner)
+	return inner
 }
