@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
@@ -70,18 +71,24 @@ func (n *Node) checkLog() error {
 	return n.checkTable(path)
 }
 
-// checkTable replays the log to its end, for the others may never send an entry to a server under another's id. This server's
-// own row was committed before it had a log. What cannot be replayed Raft meets again, and says better.
+// checkTable replays the log until the table has this server, for the others may never send an entry to a server under
+// another's id. Its own row was committed before it had a log, so that is soon; rows keep their ids and request ids, and both
+// are given once, so nothing that follows can tell more. What cannot be replayed Raft meets again, and says better.
 func (n *Node) checkTable(path string) (err error) {
 	var h *history
 	func() {
 		defer recoverDamage(path, &err)
-		h, err = replayStores(n.stores.Log, n.stores.Stable, n.stores.Snapshots)
+		h, err = replayStores(n.stores.Log, n.stores.Stable, n.stores.Snapshots, n.isIn)
 	}()
 	if err != nil {
 		return nil
 	}
 	return n.belongs(h.state.Servers())
+}
+
+// isIn reports whether a row of the server table has this server's id or its request id.
+func (n *Node) isIn(state *fsm.State) bool {
+	return slices.ContainsFunc(state.Servers(), func(row fsm.Server) bool { return row.ID == n.id || row.RequestID == n.requestID })
 }
 
 // checkStores compares stores with the end of what their server applied, and with the fence behind which it began anew.

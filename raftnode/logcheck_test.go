@@ -241,3 +241,41 @@ func TestServerUnderAnotherServersIDStops(t *testing.T) {
 		})
 	}
 }
+
+// countedLog counts the entries that are read.
+type countedLog struct {
+	raft.LogStore
+	read int
+}
+
+func (l *countedLog) GetLog(index uint64, entry *raft.Log) error {
+	l.read++
+	return l.LogStore.GetLog(index, entry)
+}
+
+// TestLongLogIsReadAsFarAsItHasItsServer: Raft reads it all once more, and a start must not take twice as long.
+func TestLongLogIsReadAsFarAsItHasItsServer(t *testing.T) {
+	const row, entries = 3, 5000
+	stored := raft.NewInmemStore()
+	log := &countedLog{LogStore: stored}
+	for index := uint64(1); index <= entries; index++ {
+		command := fsm.Command(fsm.ServerUp{ServerID: 1})
+		if index <= row {
+			command = fsm.AddServer{RequestID: fsm.ID{byte(index)}, Address: "127.0.0.1:9", DataDir: "/d"}
+		}
+		data, err := fsm.EncodeEntry(fsm.Entry{LeaderID: 1, UnixMilli: 1, Version: "test", Commands: []fsm.Command{command}})
+		if err == nil {
+			err = stored.StoreLog(&raft.Log{Index: index, Term: 1, Data: data})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := &Node{id: row, requestID: fsm.ID{row}, stores: &Stores{Log: log, Stable: stored, Snapshots: raft.NewInmemSnapshotStore()}}
+	if err := n.checkTable("raft.db"); err != nil {
+		t.Error(err)
+	}
+	if log.read != row {
+		t.Errorf("%d entries were read, want %d", log.read, row)
+	}
+}

@@ -72,7 +72,7 @@ func readHistory(dir string) (h *history, err error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err = replayStores(log, log, snapshots)
+	h, err = replayStores(log, log, snapshots, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -99,8 +99,9 @@ func openSnapshots(dir string) (raft.SnapshotStore, error) {
 	return snapshots, nil
 }
 
-// replayStores replays the newest snapshot and what follows it.
-func replayStores(log raft.LogStore, stable raft.StableStore, snapshots raft.SnapshotStore) (*history, error) {
+// replayStores replays the newest snapshot and what follows it. With enough it ends at the first state that is, and of the
+// history only that state is right.
+func replayStores(log raft.LogStore, stable raft.StableStore, snapshots raft.SnapshotStore, enough func(*fsm.State) bool) (*history, error) {
 	h := &history{state: fsm.New(), heads: make(map[uint64]fsm.Head)}
 	var err error
 	if h.term, err = stable.GetUint64(keyCurrentTerm); err != nil && err.Error() != raftboltdb.ErrKeyNotFound.Error() {
@@ -114,6 +115,9 @@ func replayStores(log raft.LogStore, stable raft.StableStore, snapshots raft.Sna
 		if err := h.restore(snapshots, metas[0]); err != nil {
 			return nil, err
 		}
+	}
+	if enough != nil && enough(h.state) {
+		return h, nil
 	}
 	first, err := log.FirstIndex()
 	if err != nil {
@@ -140,6 +144,9 @@ func replayStores(log raft.LogStore, stable raft.StableStore, snapshots raft.Sna
 		}
 		if err := h.replay(&entry); err != nil {
 			return nil, err
+		}
+		if enough != nil && enough(h.state) {
+			return h, nil
 		}
 	}
 	h.term = max(h.term, h.lastTerm)

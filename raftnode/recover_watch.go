@@ -89,7 +89,7 @@ func (n *Node) orphaned() (err error) {
 	if err := localDisk(dir); err != nil {
 		return err
 	}
-	h, err := replayStores(n.stores.Log, n.stores.Stable, n.stores.Snapshots)
+	h, err := replayStores(n.stores.Log, n.stores.Stable, n.stores.Snapshots, nil)
 	if err != nil {
 		return err
 	}
