@@ -192,7 +192,7 @@ func (n *Node) watchPair(ctx context.Context) {
 	seen := make(chan raft.Observation, 16)
 	observer := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
 		switch o.Data.(type) {
-		case raft.FailedHeartbeatObservation, raft.ResumedHeartbeatObservation:
+		case raft.RaftState, raft.FailedHeartbeatObservation, raft.ResumedHeartbeatObservation:
 			return true
 		}
 		return false
@@ -200,16 +200,31 @@ func (n *Node) watchPair(ctx context.Context) {
 	n.raft.RegisterObserver(observer)
 	defer n.raft.DeregisterObserver(observer)
 	lease := n.config.RaftLease
-	pauses := ownPauses{period: lease / pairTicks, keep: lease, last: time.Now()}
+	pauses := ownPauses{period: lease / pairTicks, keep: lease}
+	ticker := time.NewTicker(pauses.period)
+	ticker.Stop() // only a leader counts ticks: they would be a good part of what an idle follower does
+	defer ticker.Stop()
 	ticks := n.config.pairTicks
 	if ticks == nil {
-		ticker := time.NewTicker(pauses.period)
-		defer ticker.Stop()
 		ticks = ticker.C
 	}
 	due := time.NewTimer(time.Hour)
 	due.Stop()
 	defer due.Stop()
+	leading := false
+	lead := func(leads bool) {
+		switch {
+		case leads == leading:
+		case leads:
+			pauses.last, pauses.gaps = time.Now(), nil
+			ticker.Reset(pauses.period)
+		default:
+			ticker.Stop()
+			due.Stop()
+		}
+		leading = leads
+	}
+	lead(n.raft.State() == raft.Leader)
 	var silent uint64
 	var contact time.Time
 	// wait waits for what is left of the follower's time.
@@ -224,7 +239,10 @@ func (n *Node) watchPair(ctx context.Context) {
 			pauses.tick(time.Now())
 		case o := <-seen:
 			switch data := o.Data.(type) {
+			case raft.RaftState:
+				lead(data == raft.Leader)
 			case raft.FailedHeartbeatObservation:
+				lead(true) // also when the news of it was dropped
 				silent, contact = serverID(data.PeerID), data.LastContact
 				wait(time.Now())
 			case raft.ResumedHeartbeatObservation:
