@@ -74,17 +74,20 @@ func (b *addressBook) address(id uint64) string {
 	if id == b.self {
 		return b.advertise
 	}
-	row, inTable := b.table(id)
 	b.mu.Lock()
 	local, heard := b.local[id], b.heard[id]
 	b.mu.Unlock()
-	switch {
+	switch { // without the state machine's lock, if that can be: each Raft heartbeat asks
 	case local != "":
 		return local
-	case heard.address != "" && (!inTable || time.Since(heard.at) < b.fresh):
+	case heard.address != "" && time.Since(heard.at) < b.fresh:
 		return heard.address
-	case inTable:
+	}
+	if row, inTable := b.table(id); inTable {
 		return row.Address
+	}
+	if heard.address != "" {
+		return heard.address
 	}
 	for _, server := range b.configured() {
 		if serverID(server.ID) == id {
