@@ -96,7 +96,7 @@ func (h *minerHistory) answered(a acked, ack miner.Acknowledgement) {
 
 // minerLog is what the log says of grants and answers.
 type minerLog struct {
-	applied map[string][]loggedCommand
+	applied map[any][]loggedCommand
 	grants  map[uint64]loggedGrant
 }
 
@@ -111,7 +111,7 @@ func readMinerLog(dir string) (*minerLog, error) {
 		return nil, err
 	}
 	state := fsm.New()
-	log := &minerLog{applied: make(map[string][]loggedCommand), grants: make(map[uint64]loggedGrant)}
+	log := &minerLog{applied: make(map[any][]loggedCommand), grants: make(map[uint64]loggedGrant)}
 	for record, err := range reader.Records() {
 		if err != nil {
 			return nil, err

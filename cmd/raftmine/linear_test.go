@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"reflect"
 	"slices"
 	"time"
 
@@ -38,7 +39,12 @@ type loggedCommand struct {
 }
 
 // keyOfCommand finds the operation and the log's entry of one command.
-func keyOfCommand(command fsm.Command) string { return fmt.Sprintf("%+v", command) }
+func keyOfCommand(command fsm.Command) any {
+	if reflect.TypeOf(command).Comparable() {
+		return command
+	}
+	return fmt.Sprintf("%+v", command)
+}
 
 // roundOf returns the round that a command was applied to; before and after are the jobs before and after its entry.
 func roundOf(command fsm.Command, before, after fsm.Job) round {
@@ -55,7 +61,7 @@ func roundOf(command fsm.Command, before, after fsm.Job) round {
 
 // linearize compares a history with the log, and returns whether an order explains it. Part says which part of the state a
 // logged command belongs to.
-func linearize(list []operation, applied map[string][]loggedCommand, part func(loggedCommand) round) (result porcupine.CheckResult, operations int) {
+func linearize(list []operation, applied map[any][]loggedCommand, part func(loggedCommand) round) (result porcupine.CheckResult, operations int) {
 	slices.SortStableFunc(list, func(a, b operation) int { // the known ones find their entries first
 		if a.known != b.known {
 			if a.known {

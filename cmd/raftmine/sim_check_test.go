@@ -88,7 +88,7 @@ func (s *sim) audit(totals *simTotals, same bool) {
 // simReplay is what the log says.
 type simReplay struct {
 	state   *fsm.State
-	applied map[string][]loggedCommand // by command
+	applied map[any][]loggedCommand // by command
 }
 
 // simSearched is a chunk of a job in one round.
@@ -120,7 +120,7 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 		return nil
 	}
 	state := fsm.New()
-	applied := make(map[string][]loggedCommand)
+	applied := make(map[any][]loggedCommand)
 	leaders := make(map[uint64]uint64) // by term
 	done := make(map[simAnswer]bool)
 	finished := make(simFinished)

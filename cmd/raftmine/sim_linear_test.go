@@ -78,7 +78,7 @@ func (p simProposer) propose(ctx context.Context, commands []fsm.Command) ([]fsm
 }
 
 // linearized compares the history of proposals with the log, and returns whether an order of them explains it.
-func (s *sim) linearized(applied map[string][]loggedCommand) (result porcupine.CheckResult, operations int) {
+func (s *sim) linearized(applied map[any][]loggedCommand) (result porcupine.CheckResult, operations int) {
 	s.operations.mu.Lock()
 	list := slices.Clone(s.operations.list)
 	s.operations.mu.Unlock()

@@ -165,8 +165,11 @@ func (q *simQueue[T]) pop(canceled <-chan struct{}) (value T, err error) {
 	for {
 		var due <-chan time.Time
 		var timer *time.Timer
+		wake, changed := q.wake, (chan struct{})(nil) // it waits for one of them: most reads wait, and each more costs
 		q.net.mu.Lock()
-		if q.net.passes(q.link.from, q.link.to) {
+		if !q.net.passes(q.link.from, q.link.to) {
+			wake, changed = nil, q.net.changed
+		} else {
 			switch {
 			case q.reset:
 				err = errSimReset
@@ -184,13 +187,12 @@ func (q *simQueue[T]) pop(canceled <-chan struct{}) (value T, err error) {
 				err = io.EOF
 			}
 		}
-		changed := q.net.changed
 		q.net.mu.Unlock()
 		if err != nil {
 			return value, err
 		}
 		select {
-		case <-q.wake:
+		case <-wake:
 		case <-changed:
 		case <-due:
 		case <-canceled:
