@@ -199,7 +199,7 @@ func TestAdvertisedAddressThatDoesNotLeadHere(t *testing.T) {
 	eventually(t, "the first server says that it is not found", func() string {
 		said := first.errors()
 		if !strings.Contains(said, "is not found at the address that it advertises") || !strings.Contains(said, wrong) {
-			return said
+			return fmt.Sprintf("it said %q", said)
 		}
 		return ""
 	})
