@@ -8,23 +8,28 @@ import (
 )
 
 // Legacy instructions fault on operands in memory that are not aligned to 16 bytes.
-func TestSHANIBlockIsAligned(t *testing.T) {
+func TestSHANIBlocksAreAligned(t *testing.T) {
 	for range 100 {
-		s := newSHANI().(*unitSearcher).kernel.(*shani)
-		b := s.b
+		wide := newSHANI().(*unitSearcher).kernel.(*shaniWide)
+		decades := newSHANIDecades().(*unitSearcher).kernel.(*shani)
+		b, d := wide.b, decades.b
 		for name, at := range map[string]unsafe.Pointer{
-			"midstate": unsafe.Pointer(&b.midstate), "tail": unsafe.Pointer(&b.tail), "tailK": unsafe.Pointer(&b.tailK),
-			"digits": unsafe.Pointer(&b.digits), "quads": unsafe.Pointer(&b.quads), "decades": unsafe.Pointer(&b.decades),
+			"wide midstate": unsafe.Pointer(&b.midstate), "wide quad3": unsafe.Pointer(&b.quad3), "wide quads": unsafe.Pointer(&b.quads),
+			"midstate": unsafe.Pointer(&d.midstate), "tail": unsafe.Pointer(&d.tail), "tailK": unsafe.Pointer(&d.tailK),
+			"digits": unsafe.Pointer(&d.digits), "quads": unsafe.Pointer(&d.quads), "decades": unsafe.Pointer(&d.decades),
 		} {
 			if uintptr(at)%16 != 0 {
 				t.Fatalf("%s is at %p", name, at)
 			}
 		}
-		inside := uintptr(unsafe.Pointer(b)) >= uintptr(unsafe.Pointer(&s.memory)) &&
-			uintptr(unsafe.Pointer(b))+unsafe.Sizeof(*b) <= uintptr(unsafe.Pointer(&s.memory))+unsafe.Sizeof(s.memory)
-		if !inside {
-			t.Fatal("the block is not inside its memory")
+		inside := func(at unsafe.Pointer, size uintptr, memory []byte) {
+			start := uintptr(unsafe.Pointer(unsafe.SliceData(memory)))
+			if uintptr(at) < start || uintptr(at)+size > start+uintptr(len(memory)) {
+				t.Fatal("a block is not inside its memory")
+			}
 		}
+		inside(unsafe.Pointer(b), unsafe.Sizeof(*b), wide.memory[:])
+		inside(unsafe.Pointer(d), unsafe.Sizeof(*d), decades.memory[:])
 	}
 }
 

@@ -11,7 +11,8 @@
 //
 //	hybrid   amd64 with SHA, AVX-512F, AVX-512VL: twelve nonces, the rounds by the SHA instructions and
 //	         the schedule by AVX-512          nonces of 9 and 10 digits; shani does the others
-//	shani    amd64 with SHA: the rounds of five nonces interleaved          nonces of 2 to 16 digits
+//	shani    amd64 with SHA: the rounds of four nonces interleaved, or of five where they have neither
+//	         9 nor 10 digits                                                nonces of 2 to 16 digits
 //	avx512   amd64 with AVX-512F: sixteen nonces side by side               nonces of 9 and 10 digits; avx2 does the others
 //	avx2     amd64 with AVX2: eight nonces side by side                     nonces of 5 to 12 digits
 //	sha2     arm64 with SHA2: the rounds of two nonces interleaved          nonces of 2 to 16 digits

@@ -57,15 +57,14 @@ func emulatedKernels(t testing.TB) map[string]*unitSearcher {
 	}}
 
 	kernels["shani"] = bare(newSHANI())
-	n := kernels["shani"].kernel.(*shani)
-	all, hoisted := emulate(t, "shani_amd64.s", "shaniSearchAll", n.b), emulate(t, "shani_amd64.s", "shaniSearchHoisted", n.b)
-	kernels["shani"].kernel = &emulatedKernel{n, func(digits int) {
-		program := all
-		if digits > 8 {
-			program = hoisted
-		}
-		n.search = func(b *shaniBlock, decades int) int { return program.run(bytesOf(b), decades) }
-	}}
+	n := kernels["shani"].kernel.(*shaniWide)
+	wide := emulate(t, "shani_amd64.s", "shaniSearchWide", n.b)
+	n.search = func(b *shaniWideBlock, groups, steps int) int { return wide.run(bytesOf(b), groups, steps) }
+
+	kernels["shani, by decades"] = bare(newSHANIDecades())
+	d := kernels["shani, by decades"].kernel.(*shani)
+	decades := emulate(t, "shani_amd64.s", "shaniSearch", d.b)
+	d.search = func(b *shaniBlock, count int) int { return decades.run(bytesOf(b), count) }
 	return kernels
 }
 

@@ -144,6 +144,16 @@ func vectorInstruction(name string, o []operand, broadcast, zeroing bool) func(m
 				result[i], result[i+1], result[i+2], result[i+3] = b[i+2], a[i+2], b[i+3], a[i+3]
 			}
 		})
+	case "VSHUFPS":
+		return whole(func(_ *machine, a, b, _, result *[16]uint32) {
+			for i := range words {
+				source := b // of the lower two words of four
+				if i%4 > 1 {
+					source = a
+				}
+				result[i] = source[i&^3|immediate>>(2*(i%4))&3]
+			}
+		})
 	case "VPALIGNR":
 		return whole(func(_ *machine, a, b, _, result *[16]uint32) {
 			for i := 0; i < words; i += 4 {

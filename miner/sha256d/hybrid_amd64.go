@@ -118,11 +118,7 @@ func (s *hybrid) run(unit uint64, count int, threshold uint32) []uint16 {
 	groups := (count + hybridLanes - 1) / hybridLanes
 	w0, w1 := m.word(0), m.word(1)
 	for i := range b.groups[:groups] {
-		pairs := &b.groups[i].pairs
-		for lane := range hybridLanes {
-			pairs[lane] = [2]uint32{w0, w1}
-			w0, w1 = nextDigits(w0, w1)
-		}
+		w0, w1 = countDigits(b.groups[i].pairs[:], w0, w1)
 	}
 	s.hits = s.hits[:0]
 	if s.search(b, groups, s.unit, groups*s.unit) != 0 {

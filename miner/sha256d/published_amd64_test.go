@@ -97,6 +97,15 @@ func emulatedHits(t *testing.T, kernel unitKernel, m message, midstate *[8]uint3
 		k.b.threshold.set(threshold)
 		k.search(k.b, 1)
 		lanes, hits = 1<<avx2Lanes-1, int(k.b.masks[0][0])
+	case *shaniWide:
+		k.message, k.unit = m, 10
+		k.fill(midstate)
+		for lane := range shaniWideLanes {
+			k.b.groups[0].pairs[lane] = [2]uint32(w[:2])
+		}
+		k.b.threshold[3] = threshold
+		k.search(k.b, 1, 10)
+		lanes, hits = 1<<shaniWideLanes-1, int(k.b.masks[0])
 	case *shani:
 		k.message = m
 		k.fill(midstate)

@@ -13,7 +13,6 @@ const (
 // aligned to 16 bytes, as legacy instructions want it.
 type shaniBlock struct {
 	midstate  [8]uint32                 // as the instructions want it: F, E, B, A, H, G, D, C
-	started   [4]uint32                 // the kernel's own: F, E, B, A after rounds 0 and 1
 	tail      [12]uint32                // W4 to W15, the same for all nonces
 	tailK     [12]uint32                // the same with the round constants
 	align4    [4]uint32                 // W9 to W12
@@ -26,18 +25,14 @@ type shaniBlock struct {
 	hits      [10 * shaniDecades]uint16 // nonces counted from the first decade's, ascending
 }
 
-// shaniSearchAll and shaniSearchHoisted try the ten nonces of each of the first decades of b.decades, at least one and
-// at most all, and write those whose digest's first word is at or below the threshold into b.hits: the same as generic
-// finds, no more and no fewer. The nonces' digits must end in W3 or before, for shaniSearchHoisted in W2 or W3. They
-// need SHA, AVX and SSE4.1.
+// shaniSearch tries the ten nonces of each of the first decades of b.decades, at least one and at most all, and writes
+// those whose digest's first word is at or below the threshold into b.hits: the same as generic finds, no more and no
+// fewer. The nonces' digits must end in W3 or before. It needs SHA, AVX and SSE4.1.
 //
 //go:noescape
-func shaniSearchAll(b *shaniBlock, decades int) (found int)
+func shaniSearch(b *shaniBlock, decades int) (found int)
 
-//go:noescape
-func shaniSearchHoisted(b *shaniBlock, decades int) (found int)
-
-// shani is the SHA-NI kernel: five nonces' rounds interleaved.
+// shani is the SHA-NI kernel for nonces of other numbers of digits than 9 and 10: five nonces' rounds interleaved.
 type shani struct {
 	job     *Job
 	message message
@@ -46,8 +41,8 @@ type shani struct {
 	memory  [unsafe.Sizeof(shaniBlock{}) + 15]byte // of b
 }
 
-func newSHANI() Searcher {
-	s := new(shani)
+func newSHANIDecades() Searcher {
+	s := &shani{search: shaniSearch}
 	s.b = (*shaniBlock)(unsafe.Pointer(&s.memory[-uintptr(unsafe.Pointer(&s.memory))%16]))
 	return newUnitSearcher(s, shape{call: shaniLimit, run: 10 * shaniDecades, lanes: 1}, newGeneric())
 }
@@ -58,10 +53,6 @@ func (s *shani) prepare(job *Job, digits int) int {
 	}
 	s.job = job
 	s.message.set(job, powerOfTen(digits-2), digits)
-	s.search = shaniSearchHoisted
-	if digits <= 8 {
-		s.search = shaniSearchAll
-	}
 	s.fill(&job.Midstate)
 	return 10
 }

@@ -5,9 +5,9 @@
 #include "go_asm.h"
 #include "textflag.h"
 
-// func shaniSearchAll(b *shaniBlock, decades int) (found int)
+// func shaniSearch(b *shaniBlock, decades int) (found int)
 // See shani_amd64.go.
-TEXT ·shaniSearchAll(SB), NOSPLIT, $0-24
+TEXT ·shaniSearch(SB), NOSPLIT, $0-24
 	VZEROUPPER
 	MOVQ        b+0(FP), DI
 	MOVQ        decades+8(FP), DX
@@ -1706,1706 +1706,1313 @@ hit:
 	ADDQ        AX, R10
 	JMP         next
 
-// func shaniSearchHoisted(b *shaniBlock, decades int) (found int)
-// See shani_amd64.go.
-TEXT ·shaniSearchHoisted(SB), NOSPLIT, $0-24
+// func shaniSearchWide(b *shaniWideBlock, groups, steps int) (found int)
+// See shani_wide_amd64.go.
+TEXT ·shaniSearchWide(SB), NOSPLIT, $0-32
 	VZEROUPPER
 	MOVQ        b+0(FP), DI
-	MOVQ        decades+8(FP), DX
-	LEAQ        shaniBlock_decades+0(DI), SI
-	LEAQ        shaniBlock_hits+0(DI), R10
-	LEAQ        shaniBlock_digits+160(DI), R11
-	XORL        R9, R9
+	MOVQ        groups+8(FP), DX
+	MOVQ        steps+16(FP), R9
+	SHLQ        $5, R9
+	LEAQ        shaniWideBlock_steps+0(DI), R8
+	ADDQ        R8, R9
+	LEAQ        shaniWideBlock_groups+0(DI), SI
+	LEAQ        shaniWideBlock_masks+0(DI), R10
+	XORL        BX, BX
 
-decade:
-	VMOVDQU     shaniBlock_midstate+0(DI), X1
-	VMOVDQU     shaniBlock_midstate+16(DI), X2
-	VMOVDQU     (SI), X0
-	VPADDD      shaniK<>+0(SB), X0, X0
-	SHA256RNDS2 X0, X1, X2
-	VMOVDQU     X2, shaniBlock_started+0(DI)
-	LEAQ        shaniBlock_digits+0(DI), R8
+group:
 
-batch:
+	// What the nonces of a unit share.
+	VMOVQ       256(SI), X1
+	VPADDD      shaniK<>+0(SB), X1, X0
+	VMOVDQU     shaniWideBlock_midstate+0(DI), X2
+	VMOVDQU     shaniWideBlock_midstate+16(DI), X3
+	SHA256RNDS2 X0, X2, X3
+	VMOVDQU     X3, (SI)
+	VPXOR       X4, X4, X4
+	SHA256MSG1  X4, X1
+	VPADDD      shaniWideBlock_part4+0(DI), X1, X1
+	VMOVDQU     X1, 16(SI)
+	VMOVDQU     shaniWideBlock_quad3+0(DI), X3
+	SHA256MSG2  X3, X1
+	SHA256MSG1  X1, X3
+	VMOVDQU     X3, 48(SI)
+	VPALIGNR    $4, X4, X1, X1
+	VPADDD      shaniWideBlock_part5+0(DI), X1, X1
+	VMOVDQU     X1, 32(SI)
+	VMOVQ       264(SI), X1
+	VPADDD      shaniK<>+0(SB), X1, X0
+	VMOVDQU     shaniWideBlock_midstate+0(DI), X2
+	VMOVDQU     shaniWideBlock_midstate+16(DI), X3
+	SHA256RNDS2 X0, X2, X3
+	VMOVDQU     X3, 64(SI)
+	VPXOR       X4, X4, X4
+	SHA256MSG1  X4, X1
+	VPADDD      shaniWideBlock_part4+0(DI), X1, X1
+	VMOVDQU     X1, 80(SI)
+	VMOVDQU     shaniWideBlock_quad3+0(DI), X3
+	SHA256MSG2  X3, X1
+	SHA256MSG1  X1, X3
+	VMOVDQU     X3, 112(SI)
+	VPALIGNR    $4, X4, X1, X1
+	VPADDD      shaniWideBlock_part5+0(DI), X1, X1
+	VMOVDQU     X1, 96(SI)
+	VMOVQ       272(SI), X1
+	VPADDD      shaniK<>+0(SB), X1, X0
+	VMOVDQU     shaniWideBlock_midstate+0(DI), X2
+	VMOVDQU     shaniWideBlock_midstate+16(DI), X3
+	SHA256RNDS2 X0, X2, X3
+	VMOVDQU     X3, 128(SI)
+	VPXOR       X4, X4, X4
+	SHA256MSG1  X4, X1
+	VPADDD      shaniWideBlock_part4+0(DI), X1, X1
+	VMOVDQU     X1, 144(SI)
+	VMOVDQU     shaniWideBlock_quad3+0(DI), X3
+	SHA256MSG2  X3, X1
+	SHA256MSG1  X1, X3
+	VMOVDQU     X3, 176(SI)
+	VPALIGNR    $4, X4, X1, X1
+	VPADDD      shaniWideBlock_part5+0(DI), X1, X1
+	VMOVDQU     X1, 160(SI)
+	VMOVQ       280(SI), X1
+	VPADDD      shaniK<>+0(SB), X1, X0
+	VMOVDQU     shaniWideBlock_midstate+0(DI), X2
+	VMOVDQU     shaniWideBlock_midstate+16(DI), X3
+	SHA256RNDS2 X0, X2, X3
+	VMOVDQU     X3, 192(SI)
+	VPXOR       X4, X4, X4
+	SHA256MSG1  X4, X1
+	VPADDD      shaniWideBlock_part4+0(DI), X1, X1
+	VMOVDQU     X1, 208(SI)
+	VMOVDQU     shaniWideBlock_quad3+0(DI), X3
+	SHA256MSG2  X3, X1
+	SHA256MSG1  X1, X3
+	VMOVDQU     X3, 240(SI)
+	VPALIGNR    $4, X4, X1, X1
+	VPADDD      shaniWideBlock_part5+0(DI), X1, X1
+	VMOVDQU     X1, 224(SI)
+	LEAQ        shaniWideBlock_steps+0(DI), R8
 
-	// First message, rounds 0 to 3: the digit goes into its word.
-	VMOVDQU     (SI), X12
-	VPADDD      (R8), X12, X12
-	VMOVDQU     X12, shaniBlock_quads+0(DI)
-	VPADDD      shaniK<>+0(SB), X12, X0
-	VMOVDQU     shaniBlock_midstate+0(DI), X1
-	VMOVDQU     shaniBlock_started+0(DI), X2
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     (SI), X13
-	VPADDD      16(R8), X13, X13
-	VMOVDQU     X13, shaniBlock_quads+64(DI)
-	VPADDD      shaniK<>+0(SB), X13, X0
-	VMOVDQU     shaniBlock_midstate+0(DI), X3
-	VMOVDQU     shaniBlock_started+0(DI), X4
-	VPSHUFD     $14, X0, X0
+step:
+
+	// Message 1, rounds 0 to 3.
+	VMOVDQU     shaniWideBlock_midstate+0(DI), X1
+	VMOVDQU     (SI), X2
+	VMOVDQU     shaniWideBlock_midstate+0(DI), X3
+	VMOVDQU     64(SI), X4
+	VMOVQ       16(R8), X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     (SI), X14
-	VPADDD      32(R8), X14, X14
-	VMOVDQU     X14, shaniBlock_quads+128(DI)
-	VPADDD      shaniK<>+0(SB), X14, X0
-	VMOVDQU     shaniBlock_midstate+0(DI), X5
-	VMOVDQU     shaniBlock_started+0(DI), X6
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     (SI), X15
-	VPADDD      48(R8), X15, X15
-	VMOVDQU     X15, shaniBlock_quads+192(DI)
-	VPADDD      shaniK<>+0(SB), X15, X0
-	VMOVDQU     shaniBlock_midstate+0(DI), X7
-	VMOVDQU     shaniBlock_started+0(DI), X8
-	VPSHUFD     $14, X0, X0
+	VMOVQ       16(R8), X0
+	SHA256RNDS2 X0, X2, X1
+	VMOVDQU     shaniWideBlock_midstate+0(DI), X5
+	VMOVDQU     128(SI), X6
+	VMOVDQU     shaniWideBlock_midstate+0(DI), X7
+	VMOVDQU     192(SI), X8
+	VMOVQ       16(R8), X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     (SI), X11
-	VPADDD      64(R8), X11, X11
-	VMOVDQU     X11, shaniBlock_quads+256(DI)
-	VPADDD      shaniK<>+0(SB), X11, X0
-	VMOVDQU     shaniBlock_midstate+0(DI), X9
-	VMOVDQU     shaniBlock_started+0(DI), X10
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 4 to 7.
-	VMOVDQU     shaniBlock_tailK+0(DI), X0
-	SHA256RNDS2 X0, X1, X2
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_tailK+0(DI), X0
-	SHA256RNDS2 X0, X3, X4
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_tailK+0(DI), X0
-	SHA256RNDS2 X0, X5, X6
-	VPSHUFD     $14, X0, X0
+	VMOVQ       16(R8), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_tailK+0(DI), X0
+
+	// Message 1, rounds 4 to 7.
+	VMOVQ       shaniWideBlock_tailK+0(DI), X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVQ       shaniWideBlock_tailK+0(DI), X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVQ       shaniWideBlock_tailK+8(DI), X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVQ       shaniWideBlock_tailK+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VMOVQ       shaniWideBlock_tailK+0(DI), X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVQ       shaniWideBlock_tailK+0(DI), X0
 	SHA256RNDS2 X0, X7, X8
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniWideBlock_tailK+8(DI), X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_tailK+0(DI), X0
-	SHA256RNDS2 X0, X9, X10
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 8 to 11.
-	VMOVDQU     shaniBlock_tailK+16(DI), X0
-	SHA256RNDS2 X0, X1, X2
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_tailK+16(DI), X0
-	SHA256RNDS2 X0, X3, X4
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_tailK+16(DI), X0
-	SHA256RNDS2 X0, X5, X6
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniWideBlock_tailK+8(DI), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_tailK+16(DI), X0
+
+	// Message 1, rounds 8 to 11.
+	VMOVQ       shaniWideBlock_tailK+16(DI), X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVQ       shaniWideBlock_tailK+16(DI), X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVQ       shaniWideBlock_tailK+24(DI), X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVQ       shaniWideBlock_tailK+24(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VMOVQ       shaniWideBlock_tailK+16(DI), X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVQ       shaniWideBlock_tailK+16(DI), X0
 	SHA256RNDS2 X0, X7, X8
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniWideBlock_tailK+24(DI), X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_tailK+16(DI), X0
-	SHA256RNDS2 X0, X9, X10
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 12 to 15.
-	VMOVDQU     shaniBlock_tailK+32(DI), X0
-	VMOVDQU     shaniBlock_tail+32(DI), X12
-	SHA256RNDS2 X0, X1, X2
-	VMOVDQU     shaniBlock_quads+0(DI), X13
-	SHA256MSG1  shaniBlock_tail+0(DI), X13
-	VPADDD      shaniBlock_align4+0(DI), X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+0(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_tailK+32(DI), X0
-	VMOVDQU     shaniBlock_tail+32(DI), X14
-	SHA256RNDS2 X0, X3, X4
-	VMOVDQU     shaniBlock_quads+64(DI), X15
-	SHA256MSG1  shaniBlock_tail+0(DI), X15
-	VPADDD      shaniBlock_align4+0(DI), X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+64(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_tailK+32(DI), X0
-	VMOVDQU     shaniBlock_tail+32(DI), X11
-	SHA256RNDS2 X0, X5, X6
-	VMOVDQU     shaniBlock_quads+128(DI), X12
-	SHA256MSG1  shaniBlock_tail+0(DI), X12
-	VPADDD      shaniBlock_align4+0(DI), X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+128(DI)
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniWideBlock_tailK+24(DI), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_tailK+32(DI), X0
-	VMOVDQU     shaniBlock_tail+32(DI), X13
+
+	// Message 1, rounds 12 to 15.
+	VMOVQ       shaniWideBlock_tailK+32(DI), X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVQ       shaniWideBlock_tailK+32(DI), X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVDQU     (R8), X9
+	VPADDD      16(SI), X9, X9
+	VMOVDQU     (R8), X10
+	VPADDD      80(SI), X10, X10
+	SHA256MSG2  shaniWideBlock_quad3+0(DI), X9
+	SHA256MSG2  shaniWideBlock_quad3+0(DI), X10
+	VMOVDQU     X10, shaniWideBlock_quads+64(DI)
+	VMOVQ       shaniWideBlock_tailK+40(DI), X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVDQU     X9, shaniWideBlock_quads+0(DI)
+	VMOVQ       shaniWideBlock_tailK+40(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VMOVQ       shaniWideBlock_tailK+32(DI), X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVQ       shaniWideBlock_tailK+32(DI), X0
 	SHA256RNDS2 X0, X7, X8
-	VMOVDQU     shaniBlock_quads+192(DI), X14
-	SHA256MSG1  shaniBlock_tail+0(DI), X14
-	VPADDD      shaniBlock_align4+0(DI), X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+192(DI)
-	VPSHUFD     $14, X0, X0
+	VMOVDQU     (R8), X11
+	VPADDD      144(SI), X11, X11
+	VMOVDQU     (R8), X12
+	VPADDD      208(SI), X12, X12
+	SHA256MSG2  shaniWideBlock_quad3+0(DI), X11
+	SHA256MSG2  shaniWideBlock_quad3+0(DI), X12
+	VMOVDQU     X12, shaniWideBlock_quads+192(DI)
+	VMOVQ       shaniWideBlock_tailK+40(DI), X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_tailK+32(DI), X0
-	VMOVDQU     shaniBlock_tail+32(DI), X15
-	SHA256RNDS2 X0, X9, X10
-	VMOVDQU     shaniBlock_quads+256(DI), X11
-	SHA256MSG1  shaniBlock_tail+0(DI), X11
-	VPADDD      shaniBlock_align4+0(DI), X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+256(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X11, shaniWideBlock_quads+128(DI)
+	VMOVQ       shaniWideBlock_tailK+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 16 to 19.
-	VMOVDQU     shaniBlock_quads+0(DI), X12
-	VPADDD      shaniK<>+64(SB), X12, X0
+	// Message 1, rounds 16 to 19.
+	VPADDD      shaniK<>+64(SB), X9, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_tail+32(DI), X12, X14
-	VPADDD      shaniBlock_part5+0(DI), X14, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+16(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+64(DI), X15
-	VPADDD      shaniK<>+64(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+64(SB), X10, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_tail+32(DI), X15, X12
-	VPADDD      shaniBlock_part5+0(DI), X12, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+80(DI)
+	VMOVDQU     32(SI), X13
+	VMOVDQU     96(SI), X14
+	SHA256MSG2  X9, X13
+	SHA256MSG2  X10, X14
+	VMOVDQU     X14, shaniWideBlock_quads+80(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+128(DI), X13
-	VPADDD      shaniK<>+64(SB), X13, X0
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_tail+32(DI), X13, X15
-	VPADDD      shaniBlock_part5+0(DI), X15, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+144(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+192(DI), X11
+	VMOVDQU     X13, shaniWideBlock_quads+16(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      shaniK<>+64(SB), X11, X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+64(SB), X12, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_tail+32(DI), X11, X13
-	VPADDD      shaniBlock_part5+0(DI), X13, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+208(DI)
+	VMOVDQU     160(SI), X15
+	VMOVDQU     224(SI), X10
+	SHA256MSG2  X11, X15
+	SHA256MSG2  X12, X10
+	VMOVDQU     X10, shaniWideBlock_quads+208(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+256(DI), X14
-	VPADDD      shaniK<>+64(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_tail+32(DI), X14, X11
-	VPADDD      shaniBlock_part5+0(DI), X11, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+272(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X15, shaniWideBlock_quads+144(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 20 to 23.
-	VMOVDQU     shaniBlock_quads+16(DI), X12
-	VPADDD      shaniK<>+80(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+0(DI), X12, X14
-	VPADDD      shaniBlock_part6+0(DI), X14, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+32(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+80(DI), X15
-	VPADDD      shaniK<>+80(SB), X15, X0
-	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+64(DI), X15, X12
-	VPADDD      shaniBlock_part6+0(DI), X12, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+96(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+144(DI), X13
+	// Message 1, rounds 20 to 23.
 	VPADDD      shaniK<>+80(SB), X13, X0
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+128(DI), X13, X15
-	VPADDD      shaniBlock_part6+0(DI), X15, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+160(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+208(DI), X11
-	VPADDD      shaniK<>+80(SB), X11, X0
-	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+192(DI), X11, X13
-	VPADDD      shaniBlock_part6+0(DI), X13, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+224(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+272(DI), X14
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
 	VPADDD      shaniK<>+80(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+256(DI), X14, X11
-	VPADDD      shaniBlock_part6+0(DI), X11, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+288(DI)
+	SHA256RNDS2 X0, X3, X4
+	VPALIGNR    $4, shaniWideBlock_quads+0(DI), X13, X9
+	VPADDD      shaniWideBlock_part6+0(DI), X9, X9
+	VPALIGNR    $4, shaniWideBlock_quads+64(DI), X14, X12
+	VPADDD      shaniWideBlock_part6+0(DI), X12, X12
+	SHA256MSG2  X13, X9
+	SHA256MSG2  X14, X12
+	VMOVDQU     X12, shaniWideBlock_quads+96(DI)
 	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	SHA256RNDS2 X0, X4, X3
+	VMOVDQU     X9, shaniWideBlock_quads+32(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+80(SB), X15, X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+80(SB), X10, X0
+	SHA256RNDS2 X0, X7, X8
+	VPALIGNR    $4, shaniWideBlock_quads+128(DI), X15, X11
+	VPADDD      shaniWideBlock_part6+0(DI), X11, X11
+	VPALIGNR    $4, shaniWideBlock_quads+192(DI), X10, X14
+	VPADDD      shaniWideBlock_part6+0(DI), X14, X14
+	SHA256MSG2  X15, X11
+	SHA256MSG2  X10, X14
+	VMOVDQU     X14, shaniWideBlock_quads+224(DI)
+	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X8, X7
+	VMOVDQU     X11, shaniWideBlock_quads+160(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 24 to 27.
-	VMOVDQU     shaniBlock_quads+32(DI), X12
+	// Message 1, rounds 24 to 27.
+	VPADDD      shaniK<>+96(SB), X9, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
 	VPADDD      shaniK<>+96(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+16(DI), X12, X14
-	VMOVDQU     shaniBlock_tail+32(DI), X13
-	SHA256MSG1  shaniBlock_quads+0(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+48(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+96(DI), X15
-	VPADDD      shaniK<>+96(SB), X15, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+80(DI), X15, X12
-	VMOVDQU     shaniBlock_tail+32(DI), X11
-	SHA256MSG1  shaniBlock_quads+64(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+112(DI)
+	VPALIGNR    $4, shaniWideBlock_quads+16(DI), X9, X13
+	VPADDD      48(SI), X13, X13
+	VPALIGNR    $4, shaniWideBlock_quads+80(DI), X12, X10
+	VPADDD      112(SI), X10, X10
+	SHA256MSG2  X9, X13
+	SHA256MSG2  X12, X10
+	VMOVDQU     X10, shaniWideBlock_quads+112(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+160(DI), X13
-	VPADDD      shaniK<>+96(SB), X13, X0
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+144(DI), X13, X15
-	VMOVDQU     shaniBlock_tail+32(DI), X14
-	SHA256MSG1  shaniBlock_quads+128(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+176(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+224(DI), X11
+	VMOVDQU     X13, shaniWideBlock_quads+48(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      shaniK<>+96(SB), X11, X0
-	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+208(DI), X11, X13
-	VMOVDQU     shaniBlock_tail+32(DI), X12
-	SHA256MSG1  shaniBlock_quads+192(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+240(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+288(DI), X14
+	SHA256RNDS2 X0, X5, X6
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
 	VPADDD      shaniK<>+96(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+272(DI), X14, X11
-	VMOVDQU     shaniBlock_tail+32(DI), X15
-	SHA256MSG1  shaniBlock_quads+256(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+304(DI)
+	SHA256RNDS2 X0, X7, X8
+	VPALIGNR    $4, shaniWideBlock_quads+144(DI), X11, X15
+	VPADDD      176(SI), X15, X15
+	VPALIGNR    $4, shaniWideBlock_quads+208(DI), X14, X12
+	VPADDD      240(SI), X12, X12
+	SHA256MSG2  X11, X15
+	SHA256MSG2  X14, X12
+	VMOVDQU     X12, shaniWideBlock_quads+240(DI)
 	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	SHA256RNDS2 X0, X8, X7
+	VMOVDQU     X15, shaniWideBlock_quads+176(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 28 to 31.
-	VMOVDQU     shaniBlock_quads+48(DI), X12
-	VPADDD      shaniK<>+112(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+32(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+0(DI), X13
-	SHA256MSG1  shaniBlock_quads+16(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+0(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+112(DI), X15
-	VPADDD      shaniK<>+112(SB), X15, X0
-	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+96(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+64(DI), X11
-	SHA256MSG1  shaniBlock_quads+80(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+64(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+176(DI), X13
+	// Message 1, rounds 28 to 31.
 	VPADDD      shaniK<>+112(SB), X13, X0
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+160(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+128(DI), X14
-	SHA256MSG1  shaniBlock_quads+144(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+128(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+240(DI), X11
-	VPADDD      shaniK<>+112(SB), X11, X0
-	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+224(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+192(DI), X12
-	SHA256MSG1  shaniBlock_quads+208(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+192(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+304(DI), X14
-	VPADDD      shaniK<>+112(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+288(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+256(DI), X15
-	SHA256MSG1  shaniBlock_quads+272(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+256(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 32 to 35.
-	VMOVDQU     shaniBlock_quads+0(DI), X12
-	VPADDD      shaniK<>+128(SB), X12, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+48(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+16(DI), X13
-	SHA256MSG1  shaniBlock_quads+32(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+16(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+64(DI), X15
-	VPADDD      shaniK<>+128(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+112(SB), X10, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+112(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+80(DI), X11
-	SHA256MSG1  shaniBlock_quads+96(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+80(DI)
+	VMOVDQU     shaniWideBlock_quads+0(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+16(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+32(DI), X13, X14
+	VPADDD      X14, X9, X9
+	VMOVDQU     shaniWideBlock_quads+64(DI), X11
+	SHA256MSG1  shaniWideBlock_quads+80(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+96(DI), X10, X14
+	VPADDD      X14, X11, X11
+	SHA256MSG2  X13, X9
+	SHA256MSG2  X10, X11
+	VMOVDQU     X11, shaniWideBlock_quads+64(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+128(DI), X13
-	VPADDD      shaniK<>+128(SB), X13, X0
+	VMOVDQU     X9, shaniWideBlock_quads+0(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+112(SB), X15, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+176(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+144(DI), X14
-	SHA256MSG1  shaniBlock_quads+160(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+144(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+192(DI), X11
-	VPADDD      shaniK<>+128(SB), X11, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+112(SB), X12, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+240(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+208(DI), X12
-	SHA256MSG1  shaniBlock_quads+224(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+208(DI)
+	VMOVDQU     shaniWideBlock_quads+128(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+144(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+160(DI), X15, X10
+	VPADDD      X10, X14, X14
+	VMOVDQU     shaniWideBlock_quads+192(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+208(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+224(DI), X12, X10
+	VPADDD      X10, X13, X13
+	SHA256MSG2  X15, X14
+	SHA256MSG2  X12, X13
+	VMOVDQU     X13, shaniWideBlock_quads+192(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+256(DI), X14
-	VPADDD      shaniK<>+128(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+304(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+272(DI), X15
-	SHA256MSG1  shaniBlock_quads+288(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+272(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X14, shaniWideBlock_quads+128(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 36 to 39.
-	VMOVDQU     shaniBlock_quads+16(DI), X12
-	VPADDD      shaniK<>+144(SB), X12, X0
+	// Message 1, rounds 32 to 35.
+	VPADDD      shaniK<>+128(SB), X9, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+0(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+32(DI), X13
-	SHA256MSG1  shaniBlock_quads+48(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+32(DI)
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+128(SB), X11, X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVDQU     shaniWideBlock_quads+16(DI), X10
+	SHA256MSG1  shaniWideBlock_quads+32(DI), X10
+	VPALIGNR    $4, shaniWideBlock_quads+48(DI), X9, X12
+	VPADDD      X12, X10, X10
+	VMOVDQU     shaniWideBlock_quads+80(DI), X15
+	SHA256MSG1  shaniWideBlock_quads+96(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+112(DI), X11, X12
+	VPADDD      X12, X15, X15
+	SHA256MSG2  X9, X10
+	SHA256MSG2  X11, X15
+	VMOVDQU     X15, shaniWideBlock_quads+80(DI)
 	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVDQU     X10, shaniWideBlock_quads+16(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
 	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+80(DI), X15
+	VPADDD      shaniK<>+128(SB), X14, X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+128(SB), X13, X0
+	SHA256RNDS2 X0, X7, X8
+	VMOVDQU     shaniWideBlock_quads+144(DI), X12
+	SHA256MSG1  shaniWideBlock_quads+160(DI), X12
+	VPALIGNR    $4, shaniWideBlock_quads+176(DI), X14, X11
+	VPADDD      X11, X12, X12
+	VMOVDQU     shaniWideBlock_quads+208(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+224(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+240(DI), X13, X11
+	VPADDD      X11, X9, X9
+	SHA256MSG2  X14, X12
+	SHA256MSG2  X13, X9
+	VMOVDQU     X9, shaniWideBlock_quads+208(DI)
+	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X8, X7
+	VMOVDQU     X12, shaniWideBlock_quads+144(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
+
+	// Message 1, rounds 36 to 39.
+	VPADDD      shaniK<>+144(SB), X10, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
 	VPADDD      shaniK<>+144(SB), X15, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+64(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+96(DI), X11
-	SHA256MSG1  shaniBlock_quads+112(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+96(DI)
+	VMOVDQU     shaniWideBlock_quads+32(DI), X11
+	SHA256MSG1  shaniWideBlock_quads+48(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+0(DI), X10, X13
+	VPADDD      X13, X11, X11
+	VMOVDQU     shaniWideBlock_quads+96(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+112(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+64(DI), X15, X13
+	VPADDD      X13, X14, X14
+	SHA256MSG2  X10, X11
+	SHA256MSG2  X15, X14
+	VMOVDQU     X14, shaniWideBlock_quads+96(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+144(DI), X13
-	VPADDD      shaniK<>+144(SB), X13, X0
+	VMOVDQU     X11, shaniWideBlock_quads+32(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+144(SB), X12, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+128(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+160(DI), X14
-	SHA256MSG1  shaniBlock_quads+176(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+160(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+208(DI), X11
-	VPADDD      shaniK<>+144(SB), X11, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+144(SB), X9, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+192(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+224(DI), X12
-	SHA256MSG1  shaniBlock_quads+240(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+224(DI)
+	VMOVDQU     shaniWideBlock_quads+160(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+176(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+128(DI), X12, X15
+	VPADDD      X15, X13, X13
+	VMOVDQU     shaniWideBlock_quads+224(DI), X10
+	SHA256MSG1  shaniWideBlock_quads+240(DI), X10
+	VPALIGNR    $4, shaniWideBlock_quads+192(DI), X9, X15
+	VPADDD      X15, X10, X10
+	SHA256MSG2  X12, X13
+	SHA256MSG2  X9, X10
+	VMOVDQU     X10, shaniWideBlock_quads+224(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+272(DI), X14
-	VPADDD      shaniK<>+144(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+256(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+288(DI), X15
-	SHA256MSG1  shaniBlock_quads+304(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+288(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X13, shaniWideBlock_quads+160(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 40 to 43.
-	VMOVDQU     shaniBlock_quads+32(DI), X12
-	VPADDD      shaniK<>+160(SB), X12, X0
+	// Message 1, rounds 40 to 43.
+	VPADDD      shaniK<>+160(SB), X11, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+16(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+48(DI), X13
-	SHA256MSG1  shaniBlock_quads+0(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+48(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+96(DI), X15
-	VPADDD      shaniK<>+160(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+160(SB), X14, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+80(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+112(DI), X11
-	SHA256MSG1  shaniBlock_quads+64(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+112(DI)
+	VMOVDQU     shaniWideBlock_quads+48(DI), X15
+	SHA256MSG1  shaniWideBlock_quads+0(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+16(DI), X11, X9
+	VPADDD      X9, X15, X15
+	VMOVDQU     shaniWideBlock_quads+112(DI), X12
+	SHA256MSG1  shaniWideBlock_quads+64(DI), X12
+	VPALIGNR    $4, shaniWideBlock_quads+80(DI), X14, X9
+	VPADDD      X9, X12, X12
+	SHA256MSG2  X11, X15
+	SHA256MSG2  X14, X12
+	VMOVDQU     X12, shaniWideBlock_quads+112(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+160(DI), X13
+	VMOVDQU     X15, shaniWideBlock_quads+48(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      shaniK<>+160(SB), X13, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+144(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+176(DI), X14
-	SHA256MSG1  shaniBlock_quads+128(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+176(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+224(DI), X11
-	VPADDD      shaniK<>+160(SB), X11, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+160(SB), X10, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+208(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+240(DI), X12
-	SHA256MSG1  shaniBlock_quads+192(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+240(DI)
+	VMOVDQU     shaniWideBlock_quads+176(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+128(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+144(DI), X13, X14
+	VPADDD      X14, X9, X9
+	VMOVDQU     shaniWideBlock_quads+240(DI), X11
+	SHA256MSG1  shaniWideBlock_quads+192(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+208(DI), X10, X14
+	VPADDD      X14, X11, X11
+	SHA256MSG2  X13, X9
+	SHA256MSG2  X10, X11
+	VMOVDQU     X11, shaniWideBlock_quads+240(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+288(DI), X14
-	VPADDD      shaniK<>+160(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+272(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+304(DI), X15
-	SHA256MSG1  shaniBlock_quads+256(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+304(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X9, shaniWideBlock_quads+176(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 44 to 47.
-	VMOVDQU     shaniBlock_quads+48(DI), X12
-	VPADDD      shaniK<>+176(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+32(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+0(DI), X13
-	SHA256MSG1  shaniBlock_quads+16(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+0(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+112(DI), X15
+	// Message 1, rounds 44 to 47.
 	VPADDD      shaniK<>+176(SB), X15, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+176(SB), X12, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+96(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+64(DI), X11
-	SHA256MSG1  shaniBlock_quads+80(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+64(DI)
+	VMOVDQU     shaniWideBlock_quads+0(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+16(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+32(DI), X15, X10
+	VPADDD      X10, X14, X14
+	VMOVDQU     shaniWideBlock_quads+64(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+80(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+96(DI), X12, X10
+	VPADDD      X10, X13, X13
+	SHA256MSG2  X15, X14
+	SHA256MSG2  X12, X13
+	VMOVDQU     X13, shaniWideBlock_quads+64(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+176(DI), X13
-	VPADDD      shaniK<>+176(SB), X13, X0
+	VMOVDQU     X14, shaniWideBlock_quads+0(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+176(SB), X9, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+160(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+128(DI), X14
-	SHA256MSG1  shaniBlock_quads+144(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+128(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+240(DI), X11
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
 	VPADDD      shaniK<>+176(SB), X11, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+224(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+192(DI), X12
-	SHA256MSG1  shaniBlock_quads+208(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+192(DI)
+	VMOVDQU     shaniWideBlock_quads+128(DI), X10
+	SHA256MSG1  shaniWideBlock_quads+144(DI), X10
+	VPALIGNR    $4, shaniWideBlock_quads+160(DI), X9, X12
+	VPADDD      X12, X10, X10
+	VMOVDQU     shaniWideBlock_quads+192(DI), X15
+	SHA256MSG1  shaniWideBlock_quads+208(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+224(DI), X11, X12
+	VPADDD      X12, X15, X15
+	SHA256MSG2  X9, X10
+	SHA256MSG2  X11, X15
+	VMOVDQU     X15, shaniWideBlock_quads+192(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+304(DI), X14
-	VPADDD      shaniK<>+176(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+288(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+256(DI), X15
-	SHA256MSG1  shaniBlock_quads+272(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+256(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X10, shaniWideBlock_quads+128(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 48 to 51.
-	VMOVDQU     shaniBlock_quads+0(DI), X12
-	VPADDD      shaniK<>+192(SB), X12, X0
+	// Message 1, rounds 48 to 51.
+	VPADDD      shaniK<>+192(SB), X14, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+48(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+16(DI), X13
-	SHA256MSG1  shaniBlock_quads+32(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+16(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+64(DI), X15
-	VPADDD      shaniK<>+192(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+192(SB), X13, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+112(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+80(DI), X11
-	SHA256MSG1  shaniBlock_quads+96(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+80(DI)
+	VMOVDQU     shaniWideBlock_quads+16(DI), X12
+	SHA256MSG1  shaniWideBlock_quads+32(DI), X12
+	VPALIGNR    $4, shaniWideBlock_quads+48(DI), X14, X11
+	VPADDD      X11, X12, X12
+	VMOVDQU     shaniWideBlock_quads+80(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+96(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+112(DI), X13, X11
+	VPADDD      X11, X9, X9
+	SHA256MSG2  X14, X12
+	SHA256MSG2  X13, X9
+	VMOVDQU     X9, shaniWideBlock_quads+80(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+128(DI), X13
-	VPADDD      shaniK<>+192(SB), X13, X0
+	VMOVDQU     X12, shaniWideBlock_quads+16(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+192(SB), X10, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+176(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+144(DI), X14
-	SHA256MSG1  shaniBlock_quads+160(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+144(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+192(DI), X11
-	VPADDD      shaniK<>+192(SB), X11, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+192(SB), X15, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+240(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+208(DI), X12
-	SHA256MSG1  shaniBlock_quads+224(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+208(DI)
+	VMOVDQU     shaniWideBlock_quads+144(DI), X11
+	SHA256MSG1  shaniWideBlock_quads+160(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+176(DI), X10, X13
+	VPADDD      X13, X11, X11
+	VMOVDQU     shaniWideBlock_quads+208(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+224(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+240(DI), X15, X13
+	VPADDD      X13, X14, X14
+	SHA256MSG2  X10, X11
+	SHA256MSG2  X15, X14
+	VMOVDQU     X14, shaniWideBlock_quads+208(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+256(DI), X14
-	VPADDD      shaniK<>+192(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+304(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+272(DI), X15
-	SHA256MSG1  shaniBlock_quads+288(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+272(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X11, shaniWideBlock_quads+144(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 52 to 55.
-	VMOVDQU     shaniBlock_quads+16(DI), X12
+	// Message 1, rounds 52 to 55.
 	VPADDD      shaniK<>+208(SB), X12, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+0(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+32(DI), X13
-	SHA256MSG1  shaniBlock_quads+48(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+32(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+80(DI), X15
-	VPADDD      shaniK<>+208(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+208(SB), X9, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+64(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+96(DI), X11
-	SHA256MSG1  shaniBlock_quads+112(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+96(DI)
+	VMOVDQU     shaniWideBlock_quads+32(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+48(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+0(DI), X12, X15
+	VPADDD      X15, X13, X13
+	VMOVDQU     shaniWideBlock_quads+96(DI), X10
+	SHA256MSG1  shaniWideBlock_quads+112(DI), X10
+	VPALIGNR    $4, shaniWideBlock_quads+64(DI), X9, X15
+	VPADDD      X15, X10, X10
+	SHA256MSG2  X12, X13
+	SHA256MSG2  X9, X10
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+144(DI), X13
-	VPADDD      shaniK<>+208(SB), X13, X0
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+128(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+160(DI), X14
-	SHA256MSG1  shaniBlock_quads+176(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+160(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+208(DI), X11
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      shaniK<>+208(SB), X11, X0
-	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+192(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+224(DI), X12
-	SHA256MSG1  shaniBlock_quads+240(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+224(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+272(DI), X14
-	VPADDD      shaniK<>+208(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+256(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+288(DI), X15
-	SHA256MSG1  shaniBlock_quads+304(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+288(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 56 to 59.
-	VMOVDQU     shaniBlock_quads+32(DI), X12
-	VPADDD      shaniK<>+224(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+16(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+48(DI), X13
-	SHA256MSG1  shaniBlock_quads+0(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+48(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+96(DI), X15
-	VPADDD      shaniK<>+224(SB), X15, X0
-	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+80(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+112(DI), X11
-	SHA256MSG1  shaniBlock_quads+64(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+112(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+160(DI), X13
-	VPADDD      shaniK<>+224(SB), X13, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+144(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+176(DI), X14
-	SHA256MSG1  shaniBlock_quads+128(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+176(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+224(DI), X11
-	VPADDD      shaniK<>+224(SB), X11, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+208(SB), X14, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+208(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+240(DI), X12
-	SHA256MSG1  shaniBlock_quads+192(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+240(DI)
+	VMOVDQU     shaniWideBlock_quads+160(DI), X15
+	SHA256MSG1  shaniWideBlock_quads+176(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+128(DI), X11, X9
+	VPADDD      X9, X15, X15
+	VMOVDQU     shaniWideBlock_quads+224(DI), X12
+	SHA256MSG1  shaniWideBlock_quads+240(DI), X12
+	VPALIGNR    $4, shaniWideBlock_quads+192(DI), X14, X9
+	VPADDD      X9, X12, X12
+	SHA256MSG2  X11, X15
+	SHA256MSG2  X14, X12
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+288(DI), X14
-	VPADDD      shaniK<>+224(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+272(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+304(DI), X15
-	SHA256MSG1  shaniBlock_quads+256(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+304(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 60 to 63.
-	VMOVDQU     shaniBlock_quads+48(DI), X12
-	VPADDD      shaniK<>+240(SB), X12, X0
+	// Message 1, rounds 56 to 59.
+	VPADDD      shaniK<>+224(SB), X13, X0
 	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+224(SB), X10, X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVDQU     shaniWideBlock_quads+48(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+0(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+16(DI), X13, X14
+	VPADDD      X14, X9, X9
+	VMOVDQU     shaniWideBlock_quads+112(DI), X11
+	SHA256MSG1  shaniWideBlock_quads+64(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+80(DI), X10, X14
+	VPADDD      X14, X11, X11
+	SHA256MSG2  X13, X9
+	SHA256MSG2  X10, X11
 	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
 	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+112(DI), X13
-	VPADDD      shaniK<>+240(SB), X13, X0
+	VPADDD      shaniK<>+224(SB), X15, X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+224(SB), X12, X0
+	SHA256RNDS2 X0, X7, X8
+	VMOVDQU     shaniWideBlock_quads+176(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+128(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+144(DI), X15, X10
+	VPADDD      X10, X14, X14
+	VMOVDQU     shaniWideBlock_quads+240(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+192(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+208(DI), X12, X10
+	VPADDD      X10, X13, X13
+	SHA256MSG2  X15, X14
+	SHA256MSG2  X12, X13
+	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X8, X7
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
+
+	// Message 1, rounds 60 to 63.
+	VPADDD      shaniK<>+240(SB), X9, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+240(SB), X11, X0
 	SHA256RNDS2 X0, X3, X4
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+176(DI), X14
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      shaniK<>+240(SB), X14, X0
 	SHA256RNDS2 X0, X5, X6
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+240(DI), X15
-	VPADDD      shaniK<>+240(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+240(SB), X13, X0
 	SHA256RNDS2 X0, X7, X8
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+304(DI), X11
-	VPADDD      shaniK<>+240(SB), X11, X0
-	SHA256RNDS2 X0, X9, X10
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Second message: the first digest, W0 first, is the midstate plus the state.
-	VPADDD      shaniBlock_midstate+0(DI), X1, X12
-	VPADDD      shaniBlock_midstate+16(DI), X2, X13
-	VPSHUFD     $27, X12, X12
-	VPSHUFD     $27, X13, X13
-	VPUNPCKLQDQ X13, X12, X14
-	VPUNPCKHQDQ X13, X12, X15
-	VMOVDQU     X14, shaniBlock_quads+0(DI)
-	VMOVDQU     X15, shaniBlock_quads+16(DI)
+	// The first digest is the midstate plus the state.
+	VPADDD      shaniWideBlock_midstate+0(DI), X1, X10
+	VPADDD      shaniWideBlock_midstate+16(DI), X2, X12
+	VSHUFPS     $187, X12, X10, X9
+	VSHUFPS     $17, X12, X10, X10
+	VMOVDQU     X10, shaniWideBlock_quads+16(DI)
+	VPADDD      shaniK<>+16(SB), X10, X10
+	VMOVDQU     X10, shaniWideBlock_scheduled+64(DI)
 	VMOVDQU     shaniInitial<>+0(SB), X1
 	VMOVDQU     shaniInitial<>+16(SB), X2
-	VPADDD      shaniBlock_midstate+0(DI), X3, X11
-	VPADDD      shaniBlock_midstate+16(DI), X4, X12
-	VPSHUFD     $27, X11, X11
-	VPSHUFD     $27, X12, X12
-	VPUNPCKLQDQ X12, X11, X13
-	VPUNPCKHQDQ X12, X11, X14
-	VMOVDQU     X13, shaniBlock_quads+64(DI)
-	VMOVDQU     X14, shaniBlock_quads+80(DI)
+	VPADDD      shaniWideBlock_midstate+0(DI), X3, X15
+	VPADDD      shaniWideBlock_midstate+16(DI), X4, X10
+	VSHUFPS     $187, X10, X15, X11
+	VSHUFPS     $17, X10, X15, X15
+	VMOVDQU     X15, shaniWideBlock_quads+80(DI)
+	VPADDD      shaniK<>+16(SB), X15, X15
+	VMOVDQU     X15, shaniWideBlock_scheduled+80(DI)
 	VMOVDQU     shaniInitial<>+0(SB), X3
 	VMOVDQU     shaniInitial<>+16(SB), X4
-	VPADDD      shaniBlock_midstate+0(DI), X5, X15
-	VPADDD      shaniBlock_midstate+16(DI), X6, X11
-	VPSHUFD     $27, X15, X15
-	VPSHUFD     $27, X11, X11
-	VPUNPCKLQDQ X11, X15, X12
-	VPUNPCKHQDQ X11, X15, X13
-	VMOVDQU     X12, shaniBlock_quads+128(DI)
-	VMOVDQU     X13, shaniBlock_quads+144(DI)
+	VPADDD      shaniWideBlock_midstate+0(DI), X5, X12
+	VPADDD      shaniWideBlock_midstate+16(DI), X6, X15
+	VSHUFPS     $187, X15, X12, X14
+	VSHUFPS     $17, X15, X12, X12
+	VMOVDQU     X12, shaniWideBlock_quads+144(DI)
+	VPADDD      shaniK<>+16(SB), X12, X12
+	VMOVDQU     X12, shaniWideBlock_scheduled+96(DI)
 	VMOVDQU     shaniInitial<>+0(SB), X5
 	VMOVDQU     shaniInitial<>+16(SB), X6
-	VPADDD      shaniBlock_midstate+0(DI), X7, X14
-	VPADDD      shaniBlock_midstate+16(DI), X8, X15
-	VPSHUFD     $27, X14, X14
-	VPSHUFD     $27, X15, X15
-	VPUNPCKLQDQ X15, X14, X11
-	VPUNPCKHQDQ X15, X14, X12
-	VMOVDQU     X11, shaniBlock_quads+192(DI)
-	VMOVDQU     X12, shaniBlock_quads+208(DI)
+	VPADDD      shaniWideBlock_midstate+0(DI), X7, X10
+	VPADDD      shaniWideBlock_midstate+16(DI), X8, X12
+	VSHUFPS     $187, X12, X10, X13
+	VSHUFPS     $17, X12, X10, X10
+	VMOVDQU     X10, shaniWideBlock_quads+208(DI)
+	VPADDD      shaniK<>+16(SB), X10, X10
+	VMOVDQU     X10, shaniWideBlock_scheduled+112(DI)
 	VMOVDQU     shaniInitial<>+0(SB), X7
 	VMOVDQU     shaniInitial<>+16(SB), X8
-	VPADDD      shaniBlock_midstate+0(DI), X9, X13
-	VPADDD      shaniBlock_midstate+16(DI), X10, X14
-	VPSHUFD     $27, X13, X13
-	VPSHUFD     $27, X14, X14
-	VPUNPCKLQDQ X14, X13, X15
-	VPUNPCKHQDQ X14, X13, X11
-	VMOVDQU     X15, shaniBlock_quads+256(DI)
-	VMOVDQU     X11, shaniBlock_quads+272(DI)
-	VMOVDQU     shaniInitial<>+0(SB), X9
-	VMOVDQU     shaniInitial<>+16(SB), X10
 
-	// Rounds 0 to 3.
-	VMOVDQU     shaniBlock_quads+0(DI), X12
-	VPADDD      shaniK<>+0(SB), X12, X0
+	// Message 2, rounds 0 to 3.
+	VPADDD      shaniK<>+0(SB), X9, X0
 	SHA256RNDS2 X0, X1, X2
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+64(DI), X13
-	VPADDD      shaniK<>+0(SB), X13, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+0(SB), X11, X0
 	SHA256RNDS2 X0, X3, X4
+	SHA256MSG1  shaniWideBlock_quads+16(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+80(DI), X11
+	SHA256MSG2  shaniPad<>+16(SB), X9
+	SHA256MSG2  shaniPad<>+16(SB), X11
+	VMOVDQU     X11, shaniWideBlock_quads+64(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+128(DI), X14
+	VMOVDQU     X9, shaniWideBlock_quads+0(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      shaniK<>+0(SB), X14, X0
 	SHA256RNDS2 X0, X5, X6
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+192(DI), X15
-	VPADDD      shaniK<>+0(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+0(SB), X13, X0
 	SHA256RNDS2 X0, X7, X8
+	SHA256MSG1  shaniWideBlock_quads+144(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+208(DI), X13
+	SHA256MSG2  shaniPad<>+16(SB), X14
+	SHA256MSG2  shaniPad<>+16(SB), X13
+	VMOVDQU     X13, shaniWideBlock_quads+192(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+256(DI), X11
-	VPADDD      shaniK<>+0(SB), X11, X0
-	SHA256RNDS2 X0, X9, X10
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 4 to 7.
-	VMOVDQU     shaniBlock_quads+16(DI), X12
-	VPADDD      shaniK<>+16(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+80(DI), X13
-	VPADDD      shaniK<>+16(SB), X13, X0
-	SHA256RNDS2 X0, X3, X4
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+144(DI), X14
-	VPADDD      shaniK<>+16(SB), X14, X0
-	SHA256RNDS2 X0, X5, X6
-	VPSHUFD     $14, X0, X0
+	VMOVDQU     X14, shaniWideBlock_quads+128(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+208(DI), X15
-	VPADDD      shaniK<>+16(SB), X15, X0
+
+	// Message 2, rounds 4 to 7.
+	VMOVQ       shaniWideBlock_scheduled+64(DI), X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVQ       shaniWideBlock_scheduled+80(DI), X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVQ       shaniWideBlock_scheduled+88(DI), X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVQ       shaniWideBlock_scheduled+72(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VMOVQ       shaniWideBlock_scheduled+96(DI), X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVQ       shaniWideBlock_scheduled+112(DI), X0
 	SHA256RNDS2 X0, X7, X8
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniWideBlock_scheduled+120(DI), X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+272(DI), X11
-	VPADDD      shaniK<>+16(SB), X11, X0
-	SHA256RNDS2 X0, X9, X10
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 8 to 11.
-	VMOVDQU     shaniPadK<>+0(SB), X0
-	SHA256RNDS2 X0, X1, X2
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniPadK<>+0(SB), X0
-	SHA256RNDS2 X0, X3, X4
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniPadK<>+0(SB), X0
-	SHA256RNDS2 X0, X5, X6
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniWideBlock_scheduled+104(DI), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniPadK<>+0(SB), X0
+
+	// Message 2, rounds 8 to 11.
+	VMOVQ       shaniPadK<>+0(SB), X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVQ       shaniPadK<>+0(SB), X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVQ       shaniPadK<>+8(SB), X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVQ       shaniPadK<>+8(SB), X0
+	SHA256RNDS2 X0, X2, X1
+	VMOVQ       shaniPadK<>+0(SB), X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVQ       shaniPadK<>+0(SB), X0
 	SHA256RNDS2 X0, X7, X8
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniPadK<>+8(SB), X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniPadK<>+0(SB), X0
-	SHA256RNDS2 X0, X9, X10
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 12 to 15.
-	VMOVDQU     shaniPadK<>+16(SB), X0
-	VMOVDQU     shaniPad<>+16(SB), X12
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniPad<>+0(SB), X12, X14
-	VMOVDQU     shaniBlock_quads+0(DI), X13
-	SHA256MSG1  shaniBlock_quads+16(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+0(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniPadK<>+16(SB), X0
-	VMOVDQU     shaniPad<>+16(SB), X15
-	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniPad<>+0(SB), X15, X12
-	VMOVDQU     shaniBlock_quads+64(DI), X11
-	SHA256MSG1  shaniBlock_quads+80(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+64(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniPadK<>+16(SB), X0
-	VMOVDQU     shaniPad<>+16(SB), X13
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniPad<>+0(SB), X13, X15
-	VMOVDQU     shaniBlock_quads+128(DI), X14
-	SHA256MSG1  shaniBlock_quads+144(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+128(DI)
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniPadK<>+8(SB), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniPadK<>+16(SB), X0
-	VMOVDQU     shaniPad<>+16(SB), X11
+
+	// Message 2, rounds 12 to 15.
+	VMOVQ       shaniPadK<>+16(SB), X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVQ       shaniPadK<>+16(SB), X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVQ       shaniPadK<>+24(SB), X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVQ       shaniPadK<>+24(SB), X0
+	SHA256RNDS2 X0, X2, X1
+	VMOVQ       shaniPadK<>+16(SB), X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVQ       shaniPadK<>+16(SB), X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniPad<>+0(SB), X11, X13
-	VMOVDQU     shaniBlock_quads+192(DI), X12
-	SHA256MSG1  shaniBlock_quads+208(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+192(DI)
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniPadK<>+24(SB), X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniPadK<>+16(SB), X0
-	VMOVDQU     shaniPad<>+16(SB), X14
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniPad<>+0(SB), X14, X11
-	VMOVDQU     shaniBlock_quads+256(DI), X15
-	SHA256MSG1  shaniBlock_quads+272(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+256(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 16 to 19.
-	VMOVDQU     shaniBlock_quads+0(DI), X12
-	VPADDD      shaniK<>+64(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniPad<>+16(SB), X12, X14
-	VMOVDQU     shaniBlock_quads+16(DI), X13
-	SHA256MSG1  shaniPad<>+0(SB), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+16(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+64(DI), X15
-	VPADDD      shaniK<>+64(SB), X15, X0
-	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniPad<>+16(SB), X15, X12
-	VMOVDQU     shaniBlock_quads+80(DI), X11
-	SHA256MSG1  shaniPad<>+0(SB), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+80(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+128(DI), X13
-	VPADDD      shaniK<>+64(SB), X13, X0
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniPad<>+16(SB), X13, X15
-	VMOVDQU     shaniBlock_quads+144(DI), X14
-	SHA256MSG1  shaniPad<>+0(SB), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+144(DI)
-	VPSHUFD     $14, X0, X0
+	VMOVQ       shaniPadK<>+24(SB), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+192(DI), X11
+
+	// Message 2, rounds 16 to 19.
+	VPADDD      shaniK<>+64(SB), X9, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
 	VPADDD      shaniK<>+64(SB), X11, X0
-	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniPad<>+16(SB), X11, X13
-	VMOVDQU     shaniBlock_quads+208(DI), X12
-	SHA256MSG1  shaniPad<>+0(SB), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+208(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+256(DI), X14
-	VPADDD      shaniK<>+64(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniPad<>+16(SB), X14, X11
-	VMOVDQU     shaniBlock_quads+272(DI), X15
+	SHA256RNDS2 X0, X3, X4
+	VMOVDQU     shaniWideBlock_quads+16(DI), X15
 	SHA256MSG1  shaniPad<>+0(SB), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+272(DI)
+	VPALIGNR    $4, shaniPad<>+16(SB), X9, X10
+	VPADDD      X10, X15, X15
+	VMOVDQU     shaniWideBlock_quads+80(DI), X12
+	SHA256MSG1  shaniPad<>+0(SB), X12
+	VPALIGNR    $4, shaniPad<>+16(SB), X11, X10
+	VPADDD      X10, X12, X12
+	SHA256MSG2  X9, X15
+	SHA256MSG2  X11, X12
+	VMOVDQU     X12, shaniWideBlock_quads+80(DI)
 	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 20 to 23.
-	VMOVDQU     shaniBlock_quads+16(DI), X12
-	VPADDD      shaniK<>+80(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+0(DI), X12, X14
-	VMOVDQU     shaniPad<>+0(SB), X13
-	SHA256MSG1  shaniPad<>+16(SB), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+32(DI)
-	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVDQU     X15, shaniWideBlock_quads+16(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
 	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+80(DI), X15
+	VPADDD      shaniK<>+64(SB), X14, X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+64(SB), X13, X0
+	SHA256RNDS2 X0, X7, X8
+	VMOVDQU     shaniWideBlock_quads+144(DI), X10
+	SHA256MSG1  shaniPad<>+0(SB), X10
+	VPALIGNR    $4, shaniPad<>+16(SB), X14, X11
+	VPADDD      X11, X10, X10
+	VMOVDQU     shaniWideBlock_quads+208(DI), X9
+	SHA256MSG1  shaniPad<>+0(SB), X9
+	VPALIGNR    $4, shaniPad<>+16(SB), X13, X11
+	VPADDD      X11, X9, X9
+	SHA256MSG2  X14, X10
+	SHA256MSG2  X13, X9
+	VMOVDQU     X9, shaniWideBlock_quads+208(DI)
+	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X8, X7
+	VMOVDQU     X10, shaniWideBlock_quads+144(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
+
+	// Message 2, rounds 20 to 23.
 	VPADDD      shaniK<>+80(SB), X15, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+80(SB), X12, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+64(DI), X15, X12
-	VMOVDQU     shaniPad<>+0(SB), X11
-	SHA256MSG1  shaniPad<>+16(SB), X11
-	VPADDD      X12, X11, X11
+	VPALIGNR    $4, shaniWideBlock_quads+0(DI), X15, X11
+	VPADDD      shaniPad<>+0(SB), X11, X11
+	VPALIGNR    $4, shaniWideBlock_quads+64(DI), X12, X13
+	VPADDD      shaniPad<>+0(SB), X13, X13
 	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+96(DI)
+	SHA256MSG2  X12, X13
+	VMOVDQU     X13, shaniWideBlock_quads+96(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+144(DI), X13
-	VPADDD      shaniK<>+80(SB), X13, X0
+	VMOVDQU     X11, shaniWideBlock_quads+32(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+80(SB), X10, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+128(DI), X13, X15
-	VMOVDQU     shaniPad<>+0(SB), X14
-	SHA256MSG1  shaniPad<>+16(SB), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+160(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+208(DI), X11
-	VPADDD      shaniK<>+80(SB), X11, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+80(SB), X9, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+192(DI), X11, X13
-	VMOVDQU     shaniPad<>+0(SB), X12
-	SHA256MSG1  shaniPad<>+16(SB), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+224(DI)
+	VPALIGNR    $4, shaniWideBlock_quads+128(DI), X10, X14
+	VPADDD      shaniPad<>+0(SB), X14, X14
+	VPALIGNR    $4, shaniWideBlock_quads+192(DI), X9, X12
+	VPADDD      shaniPad<>+0(SB), X12, X12
+	SHA256MSG2  X10, X14
+	SHA256MSG2  X9, X12
+	VMOVDQU     X12, shaniWideBlock_quads+224(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+272(DI), X14
-	VPADDD      shaniK<>+80(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+256(DI), X14, X11
-	VMOVDQU     shaniPad<>+0(SB), X15
-	SHA256MSG1  shaniPad<>+16(SB), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+288(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 24 to 27.
-	VMOVDQU     shaniBlock_quads+32(DI), X12
-	VPADDD      shaniK<>+96(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+16(DI), X12, X14
-	VMOVDQU     shaniPad<>+16(SB), X13
-	SHA256MSG1  shaniBlock_quads+0(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+48(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+96(DI), X15
-	VPADDD      shaniK<>+96(SB), X15, X0
-	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+80(DI), X15, X12
-	VMOVDQU     shaniPad<>+16(SB), X11
-	SHA256MSG1  shaniBlock_quads+64(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+112(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+160(DI), X13
-	VPADDD      shaniK<>+96(SB), X13, X0
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+144(DI), X13, X15
-	VMOVDQU     shaniPad<>+16(SB), X14
-	SHA256MSG1  shaniBlock_quads+128(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+176(DI)
-	VPSHUFD     $14, X0, X0
+	VMOVDQU     X14, shaniWideBlock_quads+160(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+224(DI), X11
+
+	// Message 2, rounds 24 to 27.
 	VPADDD      shaniK<>+96(SB), X11, X0
-	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+208(DI), X11, X13
-	VMOVDQU     shaniPad<>+16(SB), X12
-	SHA256MSG1  shaniBlock_quads+192(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+240(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+288(DI), X14
-	VPADDD      shaniK<>+96(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+272(DI), X14, X11
-	VMOVDQU     shaniPad<>+16(SB), X15
-	SHA256MSG1  shaniBlock_quads+256(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+304(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 28 to 31.
-	VMOVDQU     shaniBlock_quads+48(DI), X12
-	VPADDD      shaniK<>+112(SB), X12, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+32(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+0(DI), X13
-	SHA256MSG1  shaniBlock_quads+16(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+0(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+112(DI), X15
-	VPADDD      shaniK<>+112(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+96(SB), X13, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+96(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+64(DI), X11
-	SHA256MSG1  shaniBlock_quads+80(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+64(DI)
+	VMOVDQU     shaniPad<>+16(SB), X15
+	SHA256MSG1  shaniWideBlock_quads+0(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+16(DI), X11, X9
+	VPADDD      X9, X15, X15
+	VMOVDQU     shaniPad<>+16(SB), X10
+	SHA256MSG1  shaniWideBlock_quads+64(DI), X10
+	VPALIGNR    $4, shaniWideBlock_quads+80(DI), X13, X9
+	VPADDD      X9, X10, X10
+	SHA256MSG2  X11, X15
+	SHA256MSG2  X13, X10
+	VMOVDQU     X10, shaniWideBlock_quads+112(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+176(DI), X13
-	VPADDD      shaniK<>+112(SB), X13, X0
+	VMOVDQU     X15, shaniWideBlock_quads+48(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+96(SB), X14, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+160(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+128(DI), X14
-	SHA256MSG1  shaniBlock_quads+144(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+128(DI)
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+96(SB), X12, X0
+	SHA256RNDS2 X0, X7, X8
+	VMOVDQU     shaniPad<>+16(SB), X9
+	SHA256MSG1  shaniWideBlock_quads+128(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+144(DI), X14, X13
+	VPADDD      X13, X9, X9
+	VMOVDQU     shaniPad<>+16(SB), X11
+	SHA256MSG1  shaniWideBlock_quads+192(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+208(DI), X12, X13
+	VPADDD      X13, X11, X11
+	SHA256MSG2  X14, X9
+	SHA256MSG2  X12, X11
+	VMOVDQU     X11, shaniWideBlock_quads+240(DI)
 	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X8, X7
+	VMOVDQU     X9, shaniWideBlock_quads+176(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+240(DI), X11
+
+	// Message 2, rounds 28 to 31.
+	VPADDD      shaniK<>+112(SB), X15, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+112(SB), X10, X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVDQU     shaniWideBlock_quads+0(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+16(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+32(DI), X15, X12
+	VPADDD      X12, X13, X13
+	VMOVDQU     shaniWideBlock_quads+64(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+80(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+96(DI), X10, X12
+	VPADDD      X12, X14, X14
+	SHA256MSG2  X15, X13
+	SHA256MSG2  X10, X14
+	VMOVDQU     X14, shaniWideBlock_quads+64(DI)
+	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVDQU     X13, shaniWideBlock_quads+0(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+112(SB), X9, X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
 	VPADDD      shaniK<>+112(SB), X11, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+224(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+192(DI), X12
-	SHA256MSG1  shaniBlock_quads+208(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+192(DI)
+	VMOVDQU     shaniWideBlock_quads+128(DI), X12
+	SHA256MSG1  shaniWideBlock_quads+144(DI), X12
+	VPALIGNR    $4, shaniWideBlock_quads+160(DI), X9, X10
+	VPADDD      X10, X12, X12
+	VMOVDQU     shaniWideBlock_quads+192(DI), X15
+	SHA256MSG1  shaniWideBlock_quads+208(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+224(DI), X11, X10
+	VPADDD      X10, X15, X15
+	SHA256MSG2  X9, X12
+	SHA256MSG2  X11, X15
+	VMOVDQU     X15, shaniWideBlock_quads+192(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+304(DI), X14
-	VPADDD      shaniK<>+112(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+288(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+256(DI), X15
-	SHA256MSG1  shaniBlock_quads+272(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+256(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X12, shaniWideBlock_quads+128(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 32 to 35.
-	VMOVDQU     shaniBlock_quads+0(DI), X12
-	VPADDD      shaniK<>+128(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+48(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+16(DI), X13
-	SHA256MSG1  shaniBlock_quads+32(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+16(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+64(DI), X15
-	VPADDD      shaniK<>+128(SB), X15, X0
-	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+112(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+80(DI), X11
-	SHA256MSG1  shaniBlock_quads+96(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+80(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+128(DI), X13
+	// Message 2, rounds 32 to 35.
 	VPADDD      shaniK<>+128(SB), X13, X0
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+176(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+144(DI), X14
-	SHA256MSG1  shaniBlock_quads+160(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+144(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+192(DI), X11
-	VPADDD      shaniK<>+128(SB), X11, X0
-	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+240(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+208(DI), X12
-	SHA256MSG1  shaniBlock_quads+224(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+208(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+256(DI), X14
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
 	VPADDD      shaniK<>+128(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+304(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+272(DI), X15
-	SHA256MSG1  shaniBlock_quads+288(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+272(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 36 to 39.
-	VMOVDQU     shaniBlock_quads+16(DI), X12
-	VPADDD      shaniK<>+144(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+0(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+32(DI), X13
-	SHA256MSG1  shaniBlock_quads+48(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+32(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+80(DI), X15
-	VPADDD      shaniK<>+144(SB), X15, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+64(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+96(DI), X11
-	SHA256MSG1  shaniBlock_quads+112(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+96(DI)
+	VMOVDQU     shaniWideBlock_quads+16(DI), X10
+	SHA256MSG1  shaniWideBlock_quads+32(DI), X10
+	VPALIGNR    $4, shaniWideBlock_quads+48(DI), X13, X11
+	VPADDD      X11, X10, X10
+	VMOVDQU     shaniWideBlock_quads+80(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+96(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+112(DI), X14, X11
+	VPADDD      X11, X9, X9
+	SHA256MSG2  X13, X10
+	SHA256MSG2  X14, X9
+	VMOVDQU     X9, shaniWideBlock_quads+80(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+144(DI), X13
-	VPADDD      shaniK<>+144(SB), X13, X0
+	VMOVDQU     X10, shaniWideBlock_quads+16(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+128(SB), X12, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+128(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+160(DI), X14
-	SHA256MSG1  shaniBlock_quads+176(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+160(DI)
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+128(SB), X15, X0
+	SHA256RNDS2 X0, X7, X8
+	VMOVDQU     shaniWideBlock_quads+144(DI), X11
+	SHA256MSG1  shaniWideBlock_quads+160(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+176(DI), X12, X14
+	VPADDD      X14, X11, X11
+	VMOVDQU     shaniWideBlock_quads+208(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+224(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+240(DI), X15, X14
+	VPADDD      X14, X13, X13
+	SHA256MSG2  X12, X11
+	SHA256MSG2  X15, X13
+	VMOVDQU     X13, shaniWideBlock_quads+208(DI)
 	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X8, X7
+	VMOVDQU     X11, shaniWideBlock_quads+144(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+208(DI), X11
+
+	// Message 2, rounds 36 to 39.
+	VPADDD      shaniK<>+144(SB), X10, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+144(SB), X9, X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVDQU     shaniWideBlock_quads+32(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+48(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+0(DI), X10, X15
+	VPADDD      X15, X14, X14
+	VMOVDQU     shaniWideBlock_quads+96(DI), X12
+	SHA256MSG1  shaniWideBlock_quads+112(DI), X12
+	VPALIGNR    $4, shaniWideBlock_quads+64(DI), X9, X15
+	VPADDD      X15, X12, X12
+	SHA256MSG2  X10, X14
+	SHA256MSG2  X9, X12
+	VMOVDQU     X12, shaniWideBlock_quads+96(DI)
+	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVDQU     X14, shaniWideBlock_quads+32(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      shaniK<>+144(SB), X11, X0
-	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+192(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+224(DI), X12
-	SHA256MSG1  shaniBlock_quads+240(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+224(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+272(DI), X14
-	VPADDD      shaniK<>+144(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+256(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+288(DI), X15
-	SHA256MSG1  shaniBlock_quads+304(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+288(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 40 to 43.
-	VMOVDQU     shaniBlock_quads+32(DI), X12
-	VPADDD      shaniK<>+160(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+16(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+48(DI), X13
-	SHA256MSG1  shaniBlock_quads+0(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+48(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+96(DI), X15
-	VPADDD      shaniK<>+160(SB), X15, X0
-	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+80(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+112(DI), X11
-	SHA256MSG1  shaniBlock_quads+64(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+112(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+160(DI), X13
-	VPADDD      shaniK<>+160(SB), X13, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+144(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+176(DI), X14
-	SHA256MSG1  shaniBlock_quads+128(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+176(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+224(DI), X11
-	VPADDD      shaniK<>+160(SB), X11, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+144(SB), X13, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+208(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+240(DI), X12
-	SHA256MSG1  shaniBlock_quads+192(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+240(DI)
+	VMOVDQU     shaniWideBlock_quads+160(DI), X15
+	SHA256MSG1  shaniWideBlock_quads+176(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+128(DI), X11, X9
+	VPADDD      X9, X15, X15
+	VMOVDQU     shaniWideBlock_quads+224(DI), X10
+	SHA256MSG1  shaniWideBlock_quads+240(DI), X10
+	VPALIGNR    $4, shaniWideBlock_quads+192(DI), X13, X9
+	VPADDD      X9, X10, X10
+	SHA256MSG2  X11, X15
+	SHA256MSG2  X13, X10
+	VMOVDQU     X10, shaniWideBlock_quads+224(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+288(DI), X14
-	VPADDD      shaniK<>+160(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+272(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+304(DI), X15
-	SHA256MSG1  shaniBlock_quads+256(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+304(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X15, shaniWideBlock_quads+160(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 44 to 47.
-	VMOVDQU     shaniBlock_quads+48(DI), X12
-	VPADDD      shaniK<>+176(SB), X12, X0
+	// Message 2, rounds 40 to 43.
+	VPADDD      shaniK<>+160(SB), X14, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+32(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+0(DI), X13
-	SHA256MSG1  shaniBlock_quads+16(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+0(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+112(DI), X15
-	VPADDD      shaniK<>+176(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+160(SB), X12, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+96(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+64(DI), X11
-	SHA256MSG1  shaniBlock_quads+80(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+64(DI)
+	VMOVDQU     shaniWideBlock_quads+48(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+0(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+16(DI), X14, X13
+	VPADDD      X13, X9, X9
+	VMOVDQU     shaniWideBlock_quads+112(DI), X11
+	SHA256MSG1  shaniWideBlock_quads+64(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+80(DI), X12, X13
+	VPADDD      X13, X11, X11
+	SHA256MSG2  X14, X9
+	SHA256MSG2  X12, X11
+	VMOVDQU     X11, shaniWideBlock_quads+112(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+176(DI), X13
+	VMOVDQU     X9, shaniWideBlock_quads+48(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+160(SB), X15, X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+160(SB), X10, X0
+	SHA256RNDS2 X0, X7, X8
+	VMOVDQU     shaniWideBlock_quads+176(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+128(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+144(DI), X15, X12
+	VPADDD      X12, X13, X13
+	VMOVDQU     shaniWideBlock_quads+240(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+192(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+208(DI), X10, X12
+	VPADDD      X12, X14, X14
+	SHA256MSG2  X15, X13
+	SHA256MSG2  X10, X14
+	VMOVDQU     X14, shaniWideBlock_quads+240(DI)
+	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X8, X7
+	VMOVDQU     X13, shaniWideBlock_quads+176(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
+
+	// Message 2, rounds 44 to 47.
+	VPADDD      shaniK<>+176(SB), X9, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+176(SB), X11, X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVDQU     shaniWideBlock_quads+0(DI), X12
+	SHA256MSG1  shaniWideBlock_quads+16(DI), X12
+	VPALIGNR    $4, shaniWideBlock_quads+32(DI), X9, X10
+	VPADDD      X10, X12, X12
+	VMOVDQU     shaniWideBlock_quads+64(DI), X15
+	SHA256MSG1  shaniWideBlock_quads+80(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+96(DI), X11, X10
+	VPADDD      X10, X15, X15
+	SHA256MSG2  X9, X12
+	SHA256MSG2  X11, X15
+	VMOVDQU     X15, shaniWideBlock_quads+64(DI)
+	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVDQU     X12, shaniWideBlock_quads+0(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
 	VPADDD      shaniK<>+176(SB), X13, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+160(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+128(DI), X14
-	SHA256MSG1  shaniBlock_quads+144(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+128(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+240(DI), X11
-	VPADDD      shaniK<>+176(SB), X11, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+176(SB), X14, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+224(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+192(DI), X12
-	SHA256MSG1  shaniBlock_quads+208(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+192(DI)
+	VMOVDQU     shaniWideBlock_quads+128(DI), X10
+	SHA256MSG1  shaniWideBlock_quads+144(DI), X10
+	VPALIGNR    $4, shaniWideBlock_quads+160(DI), X13, X11
+	VPADDD      X11, X10, X10
+	VMOVDQU     shaniWideBlock_quads+192(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+208(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+224(DI), X14, X11
+	VPADDD      X11, X9, X9
+	SHA256MSG2  X13, X10
+	SHA256MSG2  X14, X9
+	VMOVDQU     X9, shaniWideBlock_quads+192(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+304(DI), X14
-	VPADDD      shaniK<>+176(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+288(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+256(DI), X15
-	SHA256MSG1  shaniBlock_quads+272(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+256(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVDQU     X10, shaniWideBlock_quads+128(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 48 to 51.
-	VMOVDQU     shaniBlock_quads+0(DI), X12
+	// Message 2, rounds 48 to 51.
 	VPADDD      shaniK<>+192(SB), X12, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+48(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+16(DI), X13
-	SHA256MSG1  shaniBlock_quads+32(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+16(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+64(DI), X15
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
 	VPADDD      shaniK<>+192(SB), X15, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+112(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+80(DI), X11
-	SHA256MSG1  shaniBlock_quads+96(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+80(DI)
+	VMOVDQU     shaniWideBlock_quads+16(DI), X11
+	SHA256MSG1  shaniWideBlock_quads+32(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+48(DI), X12, X14
+	VPADDD      X14, X11, X11
+	VMOVDQU     shaniWideBlock_quads+80(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+96(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+112(DI), X15, X14
+	VPADDD      X14, X13, X13
+	SHA256MSG2  X12, X11
+	SHA256MSG2  X15, X13
+	VMOVDQU     X13, shaniWideBlock_quads+80(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+128(DI), X13
-	VPADDD      shaniK<>+192(SB), X13, X0
+	VMOVDQU     X11, shaniWideBlock_quads+16(DI)
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+192(SB), X10, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+176(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+144(DI), X14
-	SHA256MSG1  shaniBlock_quads+160(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+144(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+192(DI), X11
-	VPADDD      shaniK<>+192(SB), X11, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+192(SB), X9, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+240(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+208(DI), X12
-	SHA256MSG1  shaniBlock_quads+224(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+208(DI)
+	VMOVDQU     shaniWideBlock_quads+144(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+160(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+176(DI), X10, X15
+	VPADDD      X15, X14, X14
+	VMOVDQU     shaniWideBlock_quads+208(DI), X12
+	SHA256MSG1  shaniWideBlock_quads+224(DI), X12
+	VPALIGNR    $4, shaniWideBlock_quads+240(DI), X9, X15
+	VPADDD      X15, X12, X12
+	SHA256MSG2  X10, X14
+	SHA256MSG2  X9, X12
+	VMOVDQU     X12, shaniWideBlock_quads+208(DI)
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+256(DI), X14
-	VPADDD      shaniK<>+192(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+304(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+272(DI), X15
-	SHA256MSG1  shaniBlock_quads+288(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+272(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 52 to 55.
-	VMOVDQU     shaniBlock_quads+16(DI), X12
-	VPADDD      shaniK<>+208(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+0(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+32(DI), X13
-	SHA256MSG1  shaniBlock_quads+48(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+32(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+80(DI), X15
-	VPADDD      shaniK<>+208(SB), X15, X0
-	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+64(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+96(DI), X11
-	SHA256MSG1  shaniBlock_quads+112(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+96(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+144(DI), X13
-	VPADDD      shaniK<>+208(SB), X13, X0
-	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+128(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+160(DI), X14
-	SHA256MSG1  shaniBlock_quads+176(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+160(DI)
-	VPSHUFD     $14, X0, X0
+	VMOVDQU     X14, shaniWideBlock_quads+144(DI)
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+208(DI), X11
+
+	// Message 2, rounds 52 to 55.
 	VPADDD      shaniK<>+208(SB), X11, X0
-	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+192(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+224(DI), X12
-	SHA256MSG1  shaniBlock_quads+240(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+224(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+272(DI), X14
-	VPADDD      shaniK<>+208(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+256(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+288(DI), X15
-	SHA256MSG1  shaniBlock_quads+304(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+288(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
-
-	// Rounds 56 to 59.
-	VMOVDQU     shaniBlock_quads+32(DI), X12
-	VPADDD      shaniK<>+224(SB), X12, X0
 	SHA256RNDS2 X0, X1, X2
-	VPALIGNR    $4, shaniBlock_quads+16(DI), X12, X14
-	VMOVDQU     shaniBlock_quads+48(DI), X13
-	SHA256MSG1  shaniBlock_quads+0(DI), X13
-	VPADDD      X14, X13, X13
-	SHA256MSG2  X12, X13
-	VMOVDQU     X13, shaniBlock_quads+48(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+96(DI), X15
-	VPADDD      shaniK<>+224(SB), X15, X0
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+208(SB), X13, X0
 	SHA256RNDS2 X0, X3, X4
-	VPALIGNR    $4, shaniBlock_quads+80(DI), X15, X12
-	VMOVDQU     shaniBlock_quads+112(DI), X11
-	SHA256MSG1  shaniBlock_quads+64(DI), X11
-	VPADDD      X12, X11, X11
-	SHA256MSG2  X15, X11
-	VMOVDQU     X11, shaniBlock_quads+112(DI)
+	VMOVDQU     shaniWideBlock_quads+32(DI), X15
+	SHA256MSG1  shaniWideBlock_quads+48(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+0(DI), X11, X9
+	VPADDD      X9, X15, X15
+	VMOVDQU     shaniWideBlock_quads+96(DI), X10
+	SHA256MSG1  shaniWideBlock_quads+112(DI), X10
+	VPALIGNR    $4, shaniWideBlock_quads+64(DI), X13, X9
+	VPADDD      X9, X10, X10
+	SHA256MSG2  X11, X15
+	SHA256MSG2  X13, X10
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+160(DI), X13
-	VPADDD      shaniK<>+224(SB), X13, X0
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+208(SB), X14, X0
 	SHA256RNDS2 X0, X5, X6
-	VPALIGNR    $4, shaniBlock_quads+144(DI), X13, X15
-	VMOVDQU     shaniBlock_quads+176(DI), X14
-	SHA256MSG1  shaniBlock_quads+128(DI), X14
-	VPADDD      X15, X14, X14
-	SHA256MSG2  X13, X14
-	VMOVDQU     X14, shaniBlock_quads+176(DI)
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
+	VPADDD      shaniK<>+208(SB), X12, X0
+	SHA256RNDS2 X0, X7, X8
+	VMOVDQU     shaniWideBlock_quads+160(DI), X9
+	SHA256MSG1  shaniWideBlock_quads+176(DI), X9
+	VPALIGNR    $4, shaniWideBlock_quads+128(DI), X14, X13
+	VPADDD      X13, X9, X9
+	VMOVDQU     shaniWideBlock_quads+224(DI), X11
+	SHA256MSG1  shaniWideBlock_quads+240(DI), X11
+	VPALIGNR    $4, shaniWideBlock_quads+192(DI), X12, X13
+	VPADDD      X13, X11, X11
+	SHA256MSG2  X14, X9
+	SHA256MSG2  X12, X11
 	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X8, X7
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
 	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+224(DI), X11
+
+	// Message 2, rounds 56 to 59.
+	VPADDD      shaniK<>+224(SB), X15, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniK<>+224(SB), X10, X0
+	SHA256RNDS2 X0, X3, X4
+	VMOVDQU     shaniWideBlock_quads+48(DI), X13
+	SHA256MSG1  shaniWideBlock_quads+0(DI), X13
+	VPALIGNR    $4, shaniWideBlock_quads+16(DI), X15, X12
+	VPADDD      X12, X13, X13
+	VMOVDQU     shaniWideBlock_quads+112(DI), X14
+	SHA256MSG1  shaniWideBlock_quads+64(DI), X14
+	VPALIGNR    $4, shaniWideBlock_quads+80(DI), X10, X12
+	VPADDD      X12, X14, X14
+	SHA256MSG2  X15, X13
+	SHA256MSG2  X10, X14
+	VPSHUFD     $14, X0, X0
+	SHA256RNDS2 X0, X4, X3
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniK<>+224(SB), X9, X0
+	SHA256RNDS2 X0, X5, X6
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
 	VPADDD      shaniK<>+224(SB), X11, X0
 	SHA256RNDS2 X0, X7, X8
-	VPALIGNR    $4, shaniBlock_quads+208(DI), X11, X13
-	VMOVDQU     shaniBlock_quads+240(DI), X12
-	SHA256MSG1  shaniBlock_quads+192(DI), X12
-	VPADDD      X13, X12, X12
-	SHA256MSG2  X11, X12
-	VMOVDQU     X12, shaniBlock_quads+240(DI)
+	VMOVDQU     shaniWideBlock_quads+176(DI), X12
+	SHA256MSG1  shaniWideBlock_quads+128(DI), X12
+	VPALIGNR    $4, shaniWideBlock_quads+144(DI), X9, X10
+	VPADDD      X10, X12, X12
+	VMOVDQU     shaniWideBlock_quads+240(DI), X15
+	SHA256MSG1  shaniWideBlock_quads+192(DI), X15
+	VPALIGNR    $4, shaniWideBlock_quads+208(DI), X11, X10
+	VPADDD      X10, X15, X15
+	SHA256MSG2  X9, X12
+	SHA256MSG2  X11, X15
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+288(DI), X14
-	VPADDD      shaniK<>+224(SB), X14, X0
-	SHA256RNDS2 X0, X9, X10
-	VPALIGNR    $4, shaniBlock_quads+272(DI), X14, X11
-	VMOVDQU     shaniBlock_quads+304(DI), X15
-	SHA256MSG1  shaniBlock_quads+256(DI), X15
-	VPADDD      X11, X15, X15
-	SHA256MSG2  X14, X15
-	VMOVDQU     X15, shaniBlock_quads+304(DI)
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
-	// Rounds 60 to 63.
-	VMOVDQU     shaniBlock_quads+48(DI), X12
-	VPADDD      shaniKLast<>+0(SB), X12, X0
-	SHA256RNDS2 X0, X1, X2
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X2, X1
-	VMOVDQU     shaniBlock_quads+112(DI), X13
+	// Message 2, rounds 60 to 63.
 	VPADDD      shaniKLast<>+0(SB), X13, X0
+	SHA256RNDS2 X0, X1, X2
+	VMOVDQU     X0, shaniWideBlock_scheduled+0(DI)
+	VPADDD      shaniKLast<>+0(SB), X14, X0
 	SHA256RNDS2 X0, X3, X4
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X4, X3
-	VMOVDQU     shaniBlock_quads+176(DI), X14
-	VPADDD      shaniKLast<>+0(SB), X14, X0
+	VMOVQ       shaniWideBlock_scheduled+8(DI), X0
+	SHA256RNDS2 X0, X2, X1
+	VPADDD      shaniKLast<>+0(SB), X12, X0
 	SHA256RNDS2 X0, X5, X6
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X6, X5
-	VMOVDQU     shaniBlock_quads+240(DI), X15
+	VMOVDQU     X0, shaniWideBlock_scheduled+32(DI)
 	VPADDD      shaniKLast<>+0(SB), X15, X0
 	SHA256RNDS2 X0, X7, X8
 	VPSHUFD     $14, X0, X0
 	SHA256RNDS2 X0, X8, X7
-	VMOVDQU     shaniBlock_quads+304(DI), X11
-	VPADDD      shaniKLast<>+0(SB), X11, X0
-	SHA256RNDS2 X0, X9, X10
-	VPSHUFD     $14, X0, X0
-	SHA256RNDS2 X0, X10, X9
+	VMOVQ       shaniWideBlock_scheduled+40(DI), X0
+	SHA256RNDS2 X0, X6, X5
 
 	// A is the digest's first word. Is the smallest one at or below the threshold?
-	VPMINUD     X1, X3, X12
-	VPMINUD     X5, X12, X12
-	VPMINUD     X7, X12, X12
-	VPMINUD     X9, X12, X12
-	VPMINUD     shaniBlock_threshold+0(DI), X12, X0
-	VPCMPEQD    X12, X0, X0
+	VPMINUD     X1, X3, X10
+	VPMINUD     X5, X10, X10
+	VPMINUD     X7, X10, X10
+	VPMINUD     shaniWideBlock_threshold+0(DI), X10, X0
+	VPCMPEQD    X10, X0, X0
 	VMOVMSKPS   X0, AX
-	TESTL       $8, AX
+	ANDL        $8, AX
 	JNZ         hit
 
 next:
-	ADDL        $5, R9
-	ADDQ        $80, R8
-	CMPQ        R8, R11
-	JNE         batch
-	ADDQ        $16, SI
+	MOVW        AX, (R10)
+	ADDQ        $2, R10
+	ADDQ        $32, R8
+	CMPQ        R8, R9
+	JNE         step
+	ADDQ        $288, SI
 	DECQ        DX
-	JNZ         decade
-	LEAQ        shaniBlock_hits+0(DI), AX
-	SUBQ        AX, R10
-	SHRQ        $1, R10
-	MOVQ        R10, found+16(FP)
+	JNZ         group
+	MOVQ        BX, found+24(FP)
 	VZEROUPPER
 	RET
 
 hit:
-	VPMINUD     shaniBlock_threshold+0(DI), X1, X0
-	VPCMPEQD    X1, X0, X0
-	VMOVMSKPS   X0, AX
-	ANDL        $8, AX
-	SHRL        $2, AX
-	LEAL        (R9), CX
-	MOVW        CX, (R10)
-	ADDQ        AX, R10
-	VPMINUD     shaniBlock_threshold+0(DI), X3, X0
-	VPCMPEQD    X3, X0, X0
-	VMOVMSKPS   X0, AX
-	ANDL        $8, AX
-	SHRL        $2, AX
-	LEAL        1(R9), CX
-	MOVW        CX, (R10)
-	ADDQ        AX, R10
-	VPMINUD     shaniBlock_threshold+0(DI), X5, X0
-	VPCMPEQD    X5, X0, X0
-	VMOVMSKPS   X0, AX
-	ANDL        $8, AX
-	SHRL        $2, AX
-	LEAL        2(R9), CX
-	MOVW        CX, (R10)
-	ADDQ        AX, R10
-	VPMINUD     shaniBlock_threshold+0(DI), X7, X0
+	XORL        AX, AX
+	VPMINUD     shaniWideBlock_threshold+0(DI), X7, X0
 	VPCMPEQD    X7, X0, X0
-	VMOVMSKPS   X0, AX
-	ANDL        $8, AX
-	SHRL        $2, AX
-	LEAL        3(R9), CX
-	MOVW        CX, (R10)
-	ADDQ        AX, R10
-	VPMINUD     shaniBlock_threshold+0(DI), X9, X0
-	VPCMPEQD    X9, X0, X0
-	VMOVMSKPS   X0, AX
-	ANDL        $8, AX
-	SHRL        $2, AX
-	LEAL        4(R9), CX
-	MOVW        CX, (R10)
-	ADDQ        AX, R10
+	VMOVMSKPS   X0, CX
+	SHRL        $3, CX
+	ADDL        AX, AX
+	ORL         CX, AX
+	VPMINUD     shaniWideBlock_threshold+0(DI), X5, X0
+	VPCMPEQD    X5, X0, X0
+	VMOVMSKPS   X0, CX
+	SHRL        $3, CX
+	ADDL        AX, AX
+	ORL         CX, AX
+	VPMINUD     shaniWideBlock_threshold+0(DI), X3, X0
+	VPCMPEQD    X3, X0, X0
+	VMOVMSKPS   X0, CX
+	SHRL        $3, CX
+	ADDL        AX, AX
+	ORL         CX, AX
+	VPMINUD     shaniWideBlock_threshold+0(DI), X1, X0
+	VPCMPEQD    X1, X0, X0
+	VMOVMSKPS   X0, CX
+	SHRL        $3, CX
+	ADDL        AX, AX
+	ORL         CX, AX
+	ORL         AX, BX
 	JMP         next
 
 DATA shaniK<>+0(SB)/8, $0x71374491428a2f98

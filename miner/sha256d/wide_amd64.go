@@ -4,9 +4,9 @@ package sha256d
 
 import "math/bits"
 
-// What the kernels with AVX-512 share. Their nonces have 9 or 10 digits: W0 and W1 are the first eight, and W2 has the
-// last one or two. All nonces with the same W0 and W1 are a unit, and all lanes, each with a unit of its own, step through
-// W2 together.
+// What the kernels with AVX-512 share, and the SHA-NI kernel where its nonces are the same. These have 9 or 10 digits: W0
+// and W1 are the first eight, and W2 has the last one or two. All nonces with the same W0 and W1 are a unit, and all lanes,
+// each with a unit of its own, step through W2 together.
 
 // wideUnit returns how many nonces a unit has, 0 for numbers of digits that these kernels leave to others.
 func wideUnit(digits int) int {
@@ -34,6 +34,16 @@ func nextDigits(w0, w1 uint32) (uint32, uint32) {
 		return w0, w1 + 1 // nine times in ten, and inlined: with 9 digits a unit has but ten nonces
 	}
 	return nextTen(w0, w1)
+}
+
+// countDigits sets W0 and W1 of units that follow one another, from the given ones on, and returns those of the unit after
+// them.
+func countDigits(pairs [][2]uint32, w0, w1 uint32) (uint32, uint32) {
+	for i := range pairs {
+		pairs[i] = [2]uint32{w0, w1}
+		w0, w1 = nextDigits(w0, w1)
+	}
+	return w0, w1
 }
 
 func nextTen(w0, w1 uint32) (uint32, uint32) {

@@ -8,6 +8,7 @@
 //	sha256.go   SHA-256's constants and functions (FIPS 180-4)
 //	printer.go  lines of Go assembly, shared by all
 //	shani.go    amd64's SHA instructions: five nonces' rounds interleaved
+//	shaniwide.go  the same for nonces of 9 and 10 digits: four of them, with more in common
 //	graph.go    SHA-256 on vectors as a graph: what is known, what nonces share, what each has of its own
 //	lanes.go    a graph put into registers
 //	avx2.go     the AVX2 kernel: eight nonces side by side

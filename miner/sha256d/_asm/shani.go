@@ -41,8 +41,8 @@ type shani struct {
 
 func shaniFile() []byte {
 	p := newPrinter("amd64 && !purego")
-	(&shani{printer: p}).search("shaniSearchAll", false)
-	(&shani{printer: p}).search("shaniSearchHoisted", true)
+	(&shani{printer: p}).search()
+	(&shaniWide{printer: p}).search()
 
 	p.words("shaniK", roundConstants[:]...)
 	// The last round's constant carries H0's initial value: A after it is the digest's first word at once.
@@ -88,10 +88,9 @@ func (q quads) at(chain, i int) memory {
 	return in("quads").plus(16 * (4*chain + i%4))
 }
 
-// search writes the search function. Hoisted is for nonces whose last digit is in W2 or W3: then the decade has the first
-// two rounds in common.
-func (s *shani) search(name string, hoisted bool) {
-	s.function(name+"(b *shaniBlock, decades int) (found int)", 24, "See shani_amd64.go.")
+// search writes the search function.
+func (s *shani) search() {
+	s.function("shaniSearch(b *shaniBlock, decades int) (found int)", 24, "See shani_amd64.go.")
 	s.op("VZEROUPPER") // else each change between VEX and legacy instructions may cost hundreds of cycles
 	s.op("MOVQ", "b+0(FP)", "DI")
 	s.op("MOVQ", "decades+8(FP)", "DX")
@@ -101,14 +100,6 @@ func (s *shani) search(name string, hoisted bool) {
 	s.op("XORL", "R9", "R9")
 
 	s.label("decade")
-	if hoisted {
-		s.op("VMOVDQU", in("midstate"), abef(0))
-		s.op("VMOVDQU", in("midstate").plus(16), cdgh(0))
-		s.op("VMOVDQU", memory{base: "SI"}, "X0")
-		s.op("VPADDD", constant("shaniK"), "X0", "X0")
-		s.op("SHA256RNDS2", "X0", abef(0), cdgh(0))
-		s.op("VMOVDQU", cdgh(0), in("started"))
-	}
 	s.op("LEAQ", in("digits"), "R8")
 
 	s.label("batch")
@@ -120,12 +111,8 @@ func (s *shani) search(name string, hoisted bool) {
 		s.op("VMOVDQU", t, in("quads").plus(16*4*c))
 		s.op("VPADDD", constant("shaniK"), t, "X0")
 		s.op("VMOVDQU", in("midstate"), abef(c))
-		if hoisted {
-			s.op("VMOVDQU", in("started"), cdgh(c)) // A,B,E,F after rounds 0 and 1
-		} else {
-			s.op("VMOVDQU", in("midstate").plus(16), cdgh(c))
-			s.op("SHA256RNDS2", "X0", abef(c), cdgh(c))
-		}
+		s.op("VMOVDQU", in("midstate").plus(16), cdgh(c))
+		s.op("SHA256RNDS2", "X0", abef(c), cdgh(c))
 		s.op("VPSHUFD", 0x0e, "X0", "X0")
 		s.op("SHA256RNDS2", "X0", cdgh(c), abef(c))
 	}
