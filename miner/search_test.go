@@ -75,6 +75,30 @@ func TestEqualDigestsGiveTheLowerNonce(t *testing.T) {
 	}
 }
 
+// A digest whose first word is that of the best one so far may still be the smaller one.
+func TestDigestsWithEqualFirstWordsAreCompared(t *testing.T) {
+	const nonce = 123_456
+	bound := candidate{nonce: nonce - 1, digest: hardWork.Digest(nonce)}
+	for i := range bound.digest[4:] {
+		bound.digest[4+i] = 0xff
+	}
+	s := newSearch(1, sha256d.Kernel{New: func() sha256d.Searcher { return nil }}) // its thread finds no work
+	defer s.close()
+	nonces := pow.Range{First: nonce, Last: nonce}
+	g := &grant{process: Process{Nonces: nonces}, job: sha256d.NewJob(hardWork), cut: newCut(nonces, 1), pieces: make([]piece, 1)}
+	for _, k := range sha256d.Kernels() {
+		if !k.Available() {
+			continue
+		}
+		g.pieces[0], g.head = piece{}, 0
+		(&thread{search: s, searcher: k.New(), hits: make([]uint64, 1), hashes: &s.counts[0].hashes}).piece(g, 0, bound)
+		if best := g.pieces[0].best; best.nonce != nonce {
+			t.Errorf("%s: the best is nonce %d, want %d", k.Name, best.nonce, nonce)
+		}
+		g.stopped.Store(false)
+	}
+}
+
 // Pieces are finished in any order; the answer covers a head without gaps, and the receipt just what is answered.
 func TestHeadIsAnsweredWithItsOwnReceipt(t *testing.T) {
 	for seed := range uint64(30) {
