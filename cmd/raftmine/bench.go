@@ -261,17 +261,15 @@ func (c *contender) rate(threads int, first uint64, length time.Duration) float6
 	var start time.Time
 	var missing atomic.Int64
 	missing.Store(int64(threads))
-	var begun atomic.Bool
+	begun := make(chan struct{})
 	var wg sync.WaitGroup
 	for i := range threads {
 		wg.Go(func() {
 			if missing.Add(-1) == 0 {
 				start = time.Now()
-				begun.Store(true)
+				close(begun)
 			}
-			for !begun.Load() {
-				runtime.Gosched()
-			}
+			<-begun
 			tried := c.workers[i](first+uint64(i)<<17, length)
 			rates[i] = float64(tried) / time.Since(start).Seconds()
 		})
