@@ -20,15 +20,17 @@ func startDetached(command *exec.Cmd) error {
 	return <-started
 }
 
-// starter runs functions on a thread that lives as long as this process: the kernel takes the end of the thread that started
-// a child for the end of its parent.
+// starter takes functions that are run on a thread that lives as long as this process: the kernel takes the end of the thread
+// that started a child for the end of its parent.
 var starter = sync.OnceValue(func() chan<- func() {
 	starts := make(chan func())
-	go func() {
-		runtime.LockOSThread()
-		for start := range starts {
-			start()
-		}
-	}()
+	go runStarts(starts)
 	return starts
 })
+
+func runStarts(starts <-chan func()) {
+	runtime.LockOSThread()
+	for start := range starts {
+		start()
+	}
+}
