@@ -36,6 +36,7 @@ const (
 // another at most; those of 15 servers fit. Tuning.
 const (
 	maxRaftConns = 96
+	fairConns    = raftPool + 2     // of one host
 	crowdedEach  = 10 * time.Second // how often it is said
 )
 
@@ -177,8 +178,9 @@ func (s *guardedStream) greet(conn *guardedConn, waiting *list.Element) {
 }
 
 // admit lets Raft read a connection, and closes another when there are too many. Who passed the hello need not be a server:
-// of the host that has the most connections, the one goes that asked nothing yet, else whose last request is the oldest. So
-// connections that say nothing, or never end what they say, push out each other and no server.
+// of the host that has the most connections beyond what a server has, the one goes that asked nothing yet, else whose last
+// request is the oldest. So connections that say nothing, or never end what they say, push out each other and no server, also
+// when each has a host of its own.
 func (s *guardedStream) admit(conn *guardedConn) {
 	from := conn.RemoteAddr().String()
 	if host, _, err := net.SplitHostPort(from); err == nil {
@@ -219,7 +221,7 @@ func (s *guardedStream) admit(conn *guardedConn) {
 // sparerThan is called with the stream's mu held.
 func (c *guardedConn) sparerThan(other *guardedConn, ofHost map[string]int) bool {
 	return cmp.Or(
-		cmp.Compare(ofHost[other.host], ofHost[c.host]), // more of them
+		cmp.Compare(max(ofHost[other.host], fairConns), max(ofHost[c.host], fairConns)), // more of them
 		cmp.Compare(c.asked.Load(), other.asked.Load()),
 		cmp.Compare(c.since, other.since),
 	) < 0

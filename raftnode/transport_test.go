@@ -98,10 +98,9 @@ type hostConn struct {
 
 func (c hostConn) RemoteAddr() net.Addr { return advertised(c.host + ":7001") }
 
-// TestConnectionsOfOneHostPushOutEachOther also when they ask and ask.
-func TestConnectionsOfOneHostPushOutEachOther(t *testing.T) {
-	stream := newGuardedStream(newTestNet().listen(), "cluster", 1)
-	admit := func(host string, asks bool) *guardedConn {
+// admitFrom returns what lets a stream admit a connection from a host, which asks or says nothing.
+func admitFrom(t *testing.T, stream *guardedStream) func(host string, asks bool) *guardedConn {
+	return func(host string, asks bool) *guardedConn {
 		near, far := net.Pipe()
 		conn := stream.track(hostConn{near, host})
 		stream.admit(conn)
@@ -111,6 +110,33 @@ func TestConnectionsOfOneHostPushOutEachOther(t *testing.T) {
 		t.Cleanup(func() { _ = errors.Join(near.Close(), far.Close()) })
 		return conn
 	}
+}
+
+// TestSilentConnectionsOfManyHostsPushOutNoServer, though a server's host has more connections than each of theirs.
+func TestSilentConnectionsOfManyHostsPushOutNoServer(t *testing.T) {
+	stream := newGuardedStream(newTestNet().listen(), "cluster", 1)
+	admit := admitFrom(t, stream)
+	var server []*guardedConn
+	for range raftPool + 2 {
+		server = append(server, admit("10.0.0.2", true))
+	}
+	for i := range 2 * maxRaftConns {
+		admit(fmt.Sprintf("10.0.1.%d", i), false)
+	}
+	for i, conn := range server {
+		if _, open := stream.conns[conn]; !open {
+			t.Errorf("connection %d of the server was closed", i)
+		}
+	}
+	if open := len(stream.conns); open != maxRaftConns {
+		t.Errorf("%d connections are open, want %d", open, maxRaftConns)
+	}
+}
+
+// TestConnectionsOfOneHostPushOutEachOther also when they ask and ask.
+func TestConnectionsOfOneHostPushOutEachOther(t *testing.T) {
+	stream := newGuardedStream(newTestNet().listen(), "cluster", 1)
+	admit := admitFrom(t, stream)
 	quiet := admit("10.0.0.2", false)
 	var flood []*guardedConn
 	for range maxRaftConns + 5 {
