@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("raftmine/cmd/raftmine.runStarts")) // it lives as long as the process
+	goleak.VerifyTestMain(m)
 }
 
 // patience bounds every wait for a condition in end-to-end tests. It is generous: a slow machine fails no test.

@@ -76,7 +76,10 @@ func startChild(ctx context.Context, role, log string, args ...string) (*child, 
 		return nil, err
 	}
 	c.cmd.Stdout = stdoutWriter
-	err = startDetached(c.cmd)
+	err = startDetached(c.cmd, func(err error) {
+		c.waitErr = err
+		close(c.exited)
+	})
 	stdoutWriter.Close()
 	if err != nil {
 		stdout.Close()
@@ -84,10 +87,6 @@ func startChild(ctx context.Context, role, log string, args ...string) (*child, 
 	}
 	ready := make(chan error, 1)
 	go c.read(stdout, ready)
-	go func() {
-		c.waitErr = c.cmd.Wait()
-		close(c.exited)
-	}()
 	timeout := time.NewTimer(startTimeout)
 	defer timeout.Stop()
 	select {

@@ -7,9 +7,14 @@ import (
 	"syscall"
 )
 
-// startDetached starts command in a process group of its own, so that Ctrl-C reaches this process alone. It stays in the
-// session: the kernel wakes paused processes whose parents there died, and then they see that.
-func startDetached(command *exec.Cmd) error {
+// startDetached starts command and calls ended when it has ended. The child has a process group of its own, so that Ctrl-C
+// reaches this process alone. It stays in the session: the kernel wakes paused processes whose parents there died, and then
+// they see that.
+func startDetached(command *exec.Cmd, ended func(error)) error {
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	return command.Start()
+	if err := command.Start(); err != nil {
+		return err
+	}
+	go func() { ended(command.Wait()) }()
+	return nil
 }
