@@ -53,11 +53,13 @@ func (n *Node) askToJoin(ctx context.Context, requestID fsm.ID) (JoinReply, erro
 			if errors.Is(err, ErrJoinRefused) {
 				return JoinReply{}, fmt.Errorf("join %s: %w", ask[i], err)
 			}
-			if ctx.Err() == nil || last == nil {
+			var other *NotLeaderError
+			follows := errors.As(err, &other)
+			// What the leader says of the address says more than that another one does not lead.
+			if last == nil || ctx.Err() == nil && !(follows && errors.Is(last, ErrNotThere)) {
 				last = fmt.Errorf("%s: %w", ask[i], err)
 			}
-			var other *NotLeaderError
-			if errors.As(err, &other) && other.Address != "" && !slices.Contains(ask, other.Address) {
+			if follows && other.Address != "" && !slices.Contains(ask, other.Address) {
 				ask = append(ask, other.Address)
 			}
 		}

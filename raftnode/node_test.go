@@ -159,6 +159,31 @@ func TestOnlyAServerThatIsWhereItSaysJoins(t *testing.T) {
 	})
 }
 
+// refusingPeers answer as a leader that does not find the server that asks, and as one that follows it.
+type refusingPeers struct{ *testNet }
+
+func (refusingPeers) Join(_ context.Context, address string, request JoinRequest) (JoinReply, error) {
+	if address == "leader:1" {
+		return JoinReply{}, fmt.Errorf("%w: nothing listens at %s", ErrNotThere, request.Address)
+	}
+	return JoinReply{}, &NotLeaderError{LeaderID: 1, Address: "leader:1"}
+}
+
+// TestJoinSaysThatTheLeaderDoesNotFindTheServer, in whatever order the servers are asked.
+func TestJoinSaysThatTheLeaderDoesNotFindTheServer(t *testing.T) {
+	for _, seeds := range [][]string{{"leader:1"}, {"follower:1"}, {"leader:1", "follower:1"}, {"follower:1", "leader:1"}} {
+		synctest.Test(t, func(t *testing.T) {
+			n := &Node{log: discard(), config: Config{
+				Join: seeds, JoinTimeout: 5 * time.Second, Peers: refusingPeers{}, Advertise: "wrong:1", DataDir: &DataDir{path: "/d"},
+			}}
+			_, err := n.askToJoin(t.Context(), fsm.ID{7})
+			if !errors.Is(err, ErrNoAnswer) || !errors.Is(err, ErrNotThere) || !strings.Contains(err.Error(), "wrong:1") {
+				t.Errorf("%v: %v", seeds, err)
+			}
+		})
+	}
+}
+
 // TestMembersThatNeverCameAreFew: who answers a call back and then never serves takes one of few places, and not for long.
 func TestMembersThatNeverCameAreFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
