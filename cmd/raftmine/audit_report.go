@@ -243,7 +243,7 @@ func writeVerdict(w io.Writer, problems []problem) {
 	fmt.Fprintf(w, "\nDOES NOT HOLD: %s\n", problems[0].full)
 	for i, p := range problems[1:] {
 		if i == 10 {
-			fmt.Fprintf(w, "  and more; -o json lists them\n")
+			fmt.Fprintf(w, "  and more; -o json lists up to a hundred of each history\n")
 			break
 		}
 		fmt.Fprintf(w, "  %s\n", p.full)
