@@ -32,7 +32,8 @@ type shaniBlock struct {
 //go:noescape
 func shaniSearch(b *shaniBlock, decades int) (found int)
 
-// shani is the SHA-NI kernel for nonces of other numbers of digits than 9 and 10: five nonces' rounds interleaved.
+// shani is the SHA-NI kernel for what shaniWide leaves out, other numbers of digits than 9 and 10 above all: five nonces' rounds
+// interleaved.
 type shani struct {
 	job     *Job
 	message message
