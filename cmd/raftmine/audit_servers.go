@@ -60,7 +60,7 @@ func serverRecords(ctx context.Context, client *rpc.PeerClient, address string, 
 		for {
 			for r, err := range client.History(ctx, address, request) {
 				if err != nil {
-					yield(audit.Record{}, unread(err))
+					yield(audit.Record{}, unread(err, request.AfterIndex))
 					return
 				}
 				if !yield(audit.Record{Index: r.Index, Term: r.Term, Data: r.Data, Chain: r.Chain}, nil) {
@@ -83,10 +83,11 @@ func serverRecords(ctx context.Context, client *rpc.PeerClient, address string, 
 	}
 }
 
-// unread tells a server that cannot be asked, of which nothing follows, from one whose history is broken.
-func unread(err error) error {
+// unread tells a server that cannot be asked, of which nothing follows, from one whose history is broken behind the record
+// at after: the place itself does not come over the network.
+func unread(err error, after uint64) error {
 	if errors.Is(err, raftnode.ErrHistoryGap) || errors.Is(err, raftnode.ErrJournalDamaged) {
-		return err
+		return placedError{err, after + 1}
 	}
 	return fmt.Errorf("%w: %w", audit.ErrInterrupted, err)
 }
