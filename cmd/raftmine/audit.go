@@ -91,6 +91,9 @@ func (o *auditOptions) validate(cmd *cobra.Command) (known []audit.Head, err err
 	if cmd.Flags().Changed("recheck") && !(o.recheck > 0 && o.recheck <= 1) {
 		return nil, fmt.Errorf("--recheck %v: want a fraction above 0, at most 1", o.recheck)
 	}
+	if cmd.Flags().Changed("at") && (o.export != "" || o.recheck > 0 || len(o.known) > 0 || o.ranges) {
+		return nil, errors.New("--at prints a state and audits nothing: give it without --export, --recheck, --known and --ranges")
+	}
 	if o.threads < 1 || o.threads > 1024 {
 		return nil, fmt.Errorf("--threads %d: want 1 to 1024", o.threads)
 	}
