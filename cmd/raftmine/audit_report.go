@@ -326,7 +326,7 @@ func writeStrip(w io.Writer, s audit.Strip) {
 	fmt.Fprintf(w, "\ntimeline  from %s, %s a column\n", from.Format("2006-01-02 15:04:05"), each)
 	fmt.Fprintf(w, "leader    |%s|  the server that took office\n", leader.String())
 	fmt.Fprintf(w, "blocks    |%s|  accepted\n", blocks.String())
-	fmt.Fprintf(w, "faults    |%s|  servers down, ranges taken back, refused blocks\n", faults.String())
+	fmt.Fprintf(w, "faults    |%s|  servers down, ranges taken back, strikes, refused blocks, recoveries\n", faults.String())
 }
 
 func amount(n uint64) byte {
