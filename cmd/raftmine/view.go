@@ -8,7 +8,7 @@ import (
 	"raftmine/rpc"
 )
 
-// This file holds what scripts read: the JSON names of DESIGN section 9, and the words for people beside them.
+// This file holds what scripts read: the JSON names, and the words for people beside them.
 
 type statusView struct {
 	Leader          uint64       `json:"leader"`

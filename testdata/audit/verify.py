@@ -4,7 +4,7 @@
 Usage: verify.py FILE     prints one JSON object; exit code 0: everything holds, 1: it does not.
 
 It uses Python's standard library alone and was written from the documents: the export's lines (package fsm/audit), the
-stored entries (entry.proto of raftmine.fsm.v1), the proof of work (DESIGN section 2). It recomputes the hash chain, the
+stored entries (entry.proto of raftmine.fsm.v1), the proof of work (package fsm/pow). It recomputes the hash chain, the
 Merkle tree, every proof of work and every receipt's digest, and who owns each chunk, one owner a chunk, as naively as
 can be.
 """
