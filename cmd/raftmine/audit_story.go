@@ -120,10 +120,15 @@ type (
 	}
 	revokeView struct {
 		eventAt
-		Job    uint64 `json:"job"`
-		Miner  string `json:"miner"`
-		Chunks uint64 `json:"chunks"`
-		Reason string `json:"reason"`
+		Job    uint64        `json:"job"`
+		Miner  string        `json:"miner"`
+		Chunks uint64        `json:"chunks"`
+		Reason string        `json:"reason"`
+		Ranges []revokedView `json:"ranges"`
+	}
+	revokedView struct {
+		First uint64 `json:"first"`
+		Last  uint64 `json:"last"`
 	}
 	strikeView struct {
 		eventAt
@@ -233,7 +238,10 @@ func viewAuditEvent(event audit.Event) (object any, line string) {
 		v := regrantView{at("regrant", e.At), e.JobID, e.Nonces.First, e.Nonces.Last, e.From, e.To, e.Reason}
 		return v, fmt.Sprintf("%s  regrant  %s of job %d from %s (%s) to %s", v.clock(), e.Nonces, e.JobID, e.From, e.Reason, e.To)
 	case audit.Revoked:
-		v := revokeView{at("revoke", e.At), e.JobID, e.Miner, e.Chunks, e.Reason}
+		v := revokeView{at("revoke", e.At), e.JobID, e.Miner, e.Chunks, e.Reason, []revokedView{}}
+		for _, nonces := range e.Ranges {
+			v.Ranges = append(v.Ranges, revokedView{nonces.First, nonces.Last})
+		}
 		return v, fmt.Sprintf("%s  revoke   %d %s of job %d, finished by %s: %s", v.clock(), e.Chunks, plural(e.Chunks, "chunk"),
 			e.JobID, e.Miner, e.Reason)
 	case audit.Struck:

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -454,6 +456,44 @@ func TestReportThatNobodyCanReadIsNoSuccess(t *testing.T) {
 		code := execute(t.Context(), args, fullDisk{}, &stderr)
 		if code != exitFailed || !strings.Contains(stderr.String(), "no space left on device") || strings.Count(stderr.String(), "\n") != 1 {
 			t.Errorf("%v: exit code %d, said %q", args, code, &stderr)
+		}
+	}
+}
+
+var updateTranscripts = flag.Bool("update", false, "write again what an audit says of the golden export")
+
+var longFraction = regexp.MustCompile(`([0-9]\.[0-9]{6})[0-9]+`)
+
+// TestWhatAnAuditSays compares all that is said of the golden export with transcripts: who searched what and when, leaders and
+// takeovers, servers up and down, re-grants with their reason, time and hashes of each block, the timeline, the heads.
+func TestWhatAnAuditSays(t *testing.T) {
+	defer func(zone *time.Location) { time.Local = zone }(time.Local)
+	time.Local = time.UTC
+	for name, args := range map[string][]string{
+		"v1.audit.txt":  {"audit", goldenExport, "--all", "--ranges"},
+		"v1.audit.json": {"audit", goldenExport, "--ranges", "-o", "json"},
+	} {
+		code, stdout, stderr := command(t, args...)
+		if code != exitDone || stderr != "" {
+			t.Fatalf("%s: exit code %d: %s", name, code, stderr)
+		}
+		stdout = longFraction.ReplaceAllString(stdout, "$1") // the last digits are the processor's
+		path := filepath.Join("..", "..", "testdata", "audit", name)
+		if *updateTranscripts {
+			if err := os.WriteFile(path, []byte(stdout), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, lines := strings.Split(stdout, "\n"), strings.Split(string(want), "\n")
+		for i := range max(len(got), len(lines)) {
+			if i >= len(got) || i >= len(lines) || got[i] != lines[i] {
+				t.Errorf("%s: line %d is %q, want %q; -update writes it again", name, i+1, got[min(i, len(got)-1)], lines[min(i, len(lines)-1)])
+				break
+			}
 		}
 	}
 }
