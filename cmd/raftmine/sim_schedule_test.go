@@ -26,7 +26,8 @@ type simFault struct {
 	begin, end func(*sim)
 }
 
-// simStorm is for how long faults begin.
+// simStorm is for how long faults begin, at most. Most defects need few faults, and a short schedule is one that a person can
+// follow; some need many. So storms are of any length, and the faults as dense in each.
 const simStorm = 24 * time.Second
 
 func newSimSchedule(seed uint64) simSchedule {
@@ -36,9 +37,10 @@ func newSimSchedule(seed uint64) simSchedule {
 		s.servers = 5
 	}
 	busy := make(map[string]time.Duration) // until when something has its own fault
-	for range 16 + dice.IntN(16) {
+	storm := simStorm/8 + time.Duration(dice.Int64N(int64(simStorm)*7/8))
+	for range 1 + (16+dice.Int64N(16))*int64(storm)/int64(simStorm) {
 		fault := simFault{
-			at:    time.Duration(dice.Int64N(int64(simStorm))).Round(time.Millisecond),
+			at:    time.Duration(dice.Int64N(int64(storm))).Round(time.Millisecond),
 			lasts: time.Duration(dice.Int64N(int64(6*time.Second)) + int64(50*time.Millisecond)).Round(time.Millisecond),
 		}
 		if dice.IntN(4) == 0 {
