@@ -162,7 +162,10 @@ func (o *auditOptions) audit(ctx context.Context, out *printer, sources []source
 	} else if len(problems) > 0 {
 		failure = errors.New(problems[0].short) // the report has just said the rest
 	}
-	if o.export != "" {
+	if o.export != "" && first.report.Head.State == (pow.Hash{}) {
+		// What is readable of it would be an export that holds.
+		return errors.Join(failure, fmt.Errorf("--export %s: nothing was written, because the history is broken off", o.export))
+	} else if o.export != "" {
 		if err := export(ctx, out, first, o.export); err != nil {
 			return errors.Join(failure, fmt.Errorf("--export %s: %w", o.export, err))
 		}

@@ -403,6 +403,13 @@ func TestWhatDoesNotHoldIsSaidOnce(t *testing.T) {
 	if code != exitFailed || full != fmt.Sprintf("raftmine: %s\n", report["error"]) || !strings.Contains(full, first["what"].(string)) {
 		t.Fatalf("JSON: exit code %d, said %q, the report %v", code, full, report)
 	}
+	exported := filepath.Join(t.TempDir(), "exported")
+	if code, _, stderr := command(t, "audit", removed, "--export", exported); code != exitFailed || !strings.Contains(stderr, "nothing was written") {
+		t.Errorf("exported: exit code %d, said %q", code, stderr)
+	}
+	if _, err := os.Stat(exported); !os.IsNotExist(err) {
+		t.Errorf("a history that is broken off was exported, as one that holds: %v", err)
+	}
 	code, stdout, stderr := command(t, "audit", removed)
 	if want := fmt.Sprintf("raftmine: history's history does not hold: see record %v in the report\n", first["index"]); code != exitFailed || stderr != want {
 		t.Errorf("exit code %d, said %q, want %q", code, stderr, want)
