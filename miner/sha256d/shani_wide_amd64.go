@@ -73,13 +73,10 @@ func newSHANI() Searcher {
 }
 
 func (s *shaniWide) prepare(job *Job, digits int) int {
-	s.unit = wideUnit(digits)
-	if s.unit == 0 {
-		return 0
-	}
 	s.job = job
-	s.message.set(job, powerOfTen(digits-2), digits)
-	s.fill(&job.Midstate)
+	if s.unit = s.message.setWide(job, digits); s.unit != 0 {
+		s.fill(&job.Midstate)
+	}
 	return s.unit
 }
 

@@ -19,6 +19,14 @@ func wideUnit(digits int) int {
 	return 0
 }
 
+// setWide begins with the first nonce of that many digits and returns how many a unit has, as wideUnit does.
+func (m *message) setWide(job *Job, digits int) (unit int) {
+	if unit = wideUnit(digits); unit != 0 {
+		m.set(job, powerOfTen(digits-2), digits)
+	}
+	return unit
+}
+
 // wideStep returns W2 of a step of a unit. The message is of a nonce with zeros there.
 func (m *message) wideStep(step int) uint32 {
 	w := m.word(2)
