@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -31,14 +32,16 @@ func onTerminal(t *testing.T, args ...string) (code int, written string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer stdout.Close() // after all was read: a hangup may overtake what was written before it
+	const end = "\x04"
 	read := make(chan string)
 	go func() {
-		all, _ := io.ReadAll(terminal) // its end is the error EIO
-		read <- string(all)
+		all, _ := bufio.NewReader(terminal).ReadString(end[0])
+		read <- strings.TrimSuffix(all, end)
 	}()
 	var stderr bytes.Buffer
 	code = execute(t.Context(), args, stdout, &stderr)
-	if err := stdout.Close(); err != nil {
+	if _, err := io.WriteString(stdout, end); err != nil {
 		t.Fatal(err)
 	}
 	if written = <-read; stderr.Len() > 0 {

@@ -21,6 +21,10 @@ type answerKey struct {
 	solution              bool
 }
 
+func keyOfFinish(c fsm.Finish) answerKey {
+	return answerKey{grant: c.GrantID, job: c.JobID, timestamp: c.Timestamp, nonces: c.Nonces, receipt: c.Receipt}
+}
+
 // history is what a log says, entry by entry. It keeps a partition of its own, chunk by chunk: as plain as can be, and
 // without a look at the state machine's.
 type history struct {
@@ -118,9 +122,14 @@ func (h *history) breaks(index uint64, format string, args ...any) {
 }
 
 func (h *history) follow(index uint64, command fsm.Command, outcome fsm.Outcome, event *historyEvent) {
-	if c, ok := command.(fsm.Finish); ok && outcome.Code == fsm.Released {
-		event.twice += h.count(c.Nonces)
-		event.repeats = true
+	if c, ok := command.(fsm.Finish); ok {
+		switch outcome.Code {
+		case fsm.Released:
+			event.twice += h.count(c.Nonces)
+			event.repeats = true
+		case fsm.Duplicate:
+			h.repeat(index, c)
+		}
 	}
 	if outcome.Code != fsm.Done {
 		return
@@ -212,7 +221,7 @@ func (h *history) grant(index uint64, grant fsm.Grant, event *historyEvent) {
 }
 
 func (h *history) finish(index uint64, c fsm.Finish) {
-	h.committed[answerKey{grant: c.GrantID, job: c.JobID, timestamp: c.Timestamp, nonces: c.Nonces, receipt: c.Receipt}] = index
+	h.committed[keyOfFinish(c)] = index
 	if c.JobID != h.jobID || c.Timestamp != h.job.Timestamp {
 		h.breaks(index, "%s was finished for timestamp %d of job %d, which is over", c.Nonces, c.Timestamp, c.JobID)
 		return
@@ -232,7 +241,26 @@ func (h *history) finish(index uint64, c fsm.Finish) {
 	}
 }
 
-// lost returns the acknowledged answers that this history does not have.
+// repeat takes an answer that was called a duplicate: it was committed before, or others have finished the whole range since.
+func (h *history) repeat(index uint64, c fsm.Finish) {
+	if c.JobID != h.jobID || c.Timestamp != h.job.Timestamp {
+		h.breaks(index, "%s was called finished before for timestamp %d of job %d, which is over", c.Nonces, c.Timestamp, c.JobID)
+		return
+	}
+	missing := 0
+	h.each(c.Nonces, func(ch *chunk) {
+		if !ch.finished {
+			missing++
+		}
+	})
+	if missing > 0 {
+		h.breaks(index, "%s of grant %d was called finished before, and %d chunks of it were not", c.Nonces, c.GrantID, missing)
+		return
+	}
+	h.committed[keyOfFinish(c)] = index
+}
+
+// lost returns the acknowledged answers that this history does not have. One that others' answers made needless is not lost.
 func (h *history) lost(answers []acked) (lost []acked) {
 	for _, a := range answers {
 		key := answerKey{grant: a.grant, job: a.job, timestamp: a.timestamp, nonces: a.nonces, receipt: a.receipt, solution: a.solution}

@@ -159,6 +159,13 @@ func TestHistoryFindsWhatWasLostAndWhatWasDoneTwice(t *testing.T) {
 	if sum.regranted != 2 || sum.twice != 2 || sum.grants != 2 {
 		t.Errorf("%d chunks granted again, %d answered for twice, %d grants at the end; want 2, 2 and 2", sum.regranted, sum.twice, sum.grants)
 	}
+	// The rest of grant 1 is finished by b, and a, who does not know it, answers once more.
+	log.add(70, fsm.Finish{JobID: 1, GrantID: 3, Miner: "b", Timestamp: 7, Nonces: pow.Range{First: 101, Last: 300}, Receipt: 250})
+	log.add(80, fsm.Finish{JobID: 1, GrantID: 1, Miner: "a", Timestamp: 7, Nonces: pow.Range{First: 101, Last: 200}, Receipt: 150})
+	h = log.replay()
+	if len(h.broken) != 0 {
+		t.Errorf("broken: %v", h.broken)
+	}
 	kept := acked{client: "a", grant: 1, job: 1, timestamp: 7, nonces: pow.Range{First: 1, Last: 100}, receipt: 5}
 	released := acked{client: "a", grant: 1, job: 1, timestamp: 7, nonces: pow.Range{First: 101, Last: 300}, receipt: 200}
 	otherRound := kept
@@ -167,9 +174,10 @@ func TestHistoryFindsWhatWasLostAndWhatWasDoneTwice(t *testing.T) {
 	otherReceipt.receipt = 6
 	solution := kept
 	solution.solution = true
-	answers := []acked{kept, released, otherRound, otherReceipt, solution}
-	if lost := h.lost(answers); !slices.Equal(lost, answers[1:]) {
-		t.Errorf("lost are %v, want all but the first of %v", lost, answers)
+	needless := acked{client: "a", grant: 1, job: 1, timestamp: 7, nonces: pow.Range{First: 101, Last: 200}, receipt: 150}
+	answers := []acked{kept, needless, released, otherRound, otherReceipt, solution}
+	if lost := h.lost(answers); !slices.Equal(lost, answers[2:]) {
+		t.Errorf("lost are %v, want all but the first two of %v", lost, answers)
 	}
 }
 
@@ -188,6 +196,11 @@ func TestHistoryFindsABrokenPartition(t *testing.T) {
 	finished := func(id, first, last uint64) step {
 		return func() (fsm.Command, fsm.Outcome) { return finish(id, first, last) }
 	}
+	repeated := func(id, first, last, timestamp uint64) step {
+		return func() (fsm.Command, fsm.Outcome) {
+			return fsm.Finish{JobID: 1, GrantID: id, Timestamp: timestamp, Nonces: pow.Range{First: first, Last: last}}, fsm.Outcome{Code: fsm.Duplicate}
+		}
+	}
 	other := func(c fsm.Command) step {
 		return func() (fsm.Command, fsm.Outcome) { return c, fsm.Outcome{Code: fsm.Done} }
 	}
@@ -201,6 +214,8 @@ func TestHistoryFindsABrokenPartition(t *testing.T) {
 		{"granted after it was finished", []step{granted(1, 1, 200), finished(1, 1, 200), granted(2, 101, 300)}, "1 chunks of it were finished"},
 		{"finished twice", []step{granted(1, 1, 200), finished(1, 1, 100), finished(1, 1, 100)}, "did not hold 1 chunks"},
 		{"finished by another", []step{granted(1, 1, 200), finished(2, 1, 100)}, "did not hold 1 chunks"},
+		{"called a duplicate, and half of it is nobody's", []step{granted(1, 1, 200), finished(1, 1, 100), repeated(1, 1, 200, 7)}, "1 chunks of it were not"},
+		{"called a duplicate in another round", []step{granted(1, 1, 200), finished(1, 1, 200), repeated(1, 1, 200, 6)}, "timestamp 6 of job 1, which is over"},
 		{"rolled too early", []step{granted(1, 1, 200), other(fsm.Roll{JobID: 1, Round: 1, Timestamp: 8})}, "before chunk 0 is finished"},
 		{"an honest miner is not believed", []step{granted(1, 1, 200), finished(1, 1, 200),
 			other(fsm.Revoke{JobID: 1, Miner: "a", Ranges: []pow.Range{{First: 1, Last: 200}}, Reason: "lazy"})}, "honest: lazy"},
