@@ -75,7 +75,8 @@
 // A server that finds a fence asks the survivor's directory, which is on the same host, what became of it (fence.go).
 // Decided: it archives its log and joins again, with an empty one, under its own id. It keeps its journal, which must be a
 // beginning of the survivor's history; else it does not start, and nothing is moved. Not decided, and the survivor does
-// not run: it ends the recovery and lifts the fence. It never guesses.
+// not run: it ends the recovery and lifts the fence. It never guesses: where recovery.json is lost, the survivor's journal can
+// say that the recovery was decided, and nothing says that it was not.
 //
 // An empty log under an old id is dangerous: such a server has forgotten its votes, and the first configurations of the
 // history name it as a voter, server 1 even as the only one. So it starts with the recovery's term, and gives and asks for

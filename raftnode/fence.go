@@ -7,11 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/hashicorp/raft"
 
+	"raftmine/fsm"
 	"raftmine/raftnode/registry"
 )
 
@@ -67,24 +69,11 @@ func (f *fence) fate() (fenceFate, error) {
 		return 0, fmt.Errorf("server %d may have gone on alone without this server, and %s cannot tell: %w; start server %d first, "+
 			"or move this data directory away to join as a new server", f.Survivor, f.SurvivorDir, err, f.Survivor)
 	}
-	if err := f.survivorIsThere(); err != nil {
+	fate, err := f.look()
+	if err != nil {
 		return unknown(err)
-	}
-	look := func() (fenceFate, error) {
-		record, err := readRecovery(f.SurvivorDir)
-		switch {
-		case err != nil:
-			return unknown(err)
-		case record.has(f.RecoveryID):
-			return fenceDecided, nil
-		case record.Intent == nil || record.Intent.RecoveryID != f.RecoveryID:
-			return fenceVoid, nil
-		}
-		return fencePending, nil
-	}
-	fate, err := look()
-	if err != nil || fate != fencePending {
-		return fate, err
+	} else if fate != fencePending {
+		return fate, nil
 	}
 	lock, err := registry.LockFile(filepath.Join(f.SurvivorDir, lockFileName))
 	if errors.Is(err, registry.ErrHeld) {
@@ -93,13 +82,50 @@ func (f *fence) fate() (fenceFate, error) {
 		return unknown(err)
 	}
 	defer lock.Release()
-	if fate, err = look(); err != nil || fate != fencePending {
-		return fate, err
+	if fate, err = f.look(); err != nil {
+		return unknown(err)
+	} else if fate != fencePending {
+		return fate, nil
 	}
 	if err := discardIntent(f.SurvivorDir); err != nil {
 		return unknown(err)
 	}
 	return fenceVoid, nil
+}
+
+// look reads what became of the recovery, and changes nothing. The intent is written before the first fence and the file
+// stays, so one that is gone says nothing; neither does one that is damaged. The survivor's journal can still tell that the
+// recovery was decided, and never that it was not.
+func (f *fence) look() (fenceFate, error) {
+	if err := f.survivorIsThere(); err != nil {
+		return 0, err
+	}
+	record, err := readWrittenRecovery(f.SurvivorDir)
+	switch {
+	case err == nil && record.Intent != nil && record.Intent.RecoveryID == f.RecoveryID:
+		return fencePending, nil
+	case record.has(f.RecoveryID) || f.announced():
+		return fenceDecided, nil
+	case err != nil:
+		return 0, err
+	}
+	return fenceVoid, nil
+}
+
+// announced reports whether the survivor's journal has the recovery: it begins the first entry that follows what was recovered.
+func (f *fence) announced() bool {
+	reader, err := ReadJournal(f.SurvivorDir)
+	if err != nil {
+		return false
+	}
+	for record, err := range reader.After(f.HeadIndex) {
+		if err != nil {
+			return false
+		}
+		entry, err := fsm.DecodeEntry(record.Data)
+		return err == nil && slices.Contains(entry.Commands, fsm.Command(f.command()))
+	}
+	return false
 }
 
 // survivorIsThere returns why the directory that the fence names is not the survivor's: nothing is known of its fate, then.
@@ -260,14 +286,11 @@ func fencesOff(dir string, id uuid.UUID) error {
 	if err != nil || f == nil || f.RecoveryID == id {
 		return err
 	}
-	if err := f.survivorIsThere(); err != nil {
+	fate, err := f.look()
+	if err != nil {
 		return fmt.Errorf("server %d may have gone on alone without it, and %s %w: %w", f.Survivor, f.SurvivorDir, errLostSurvivor, err)
 	}
-	record, err := readRecovery(f.SurvivorDir)
-	if err != nil {
-		return fmt.Errorf("read recovery of server %d: %w", f.Survivor, err)
-	}
-	if record.has(f.RecoveryID) {
+	if fate == fenceDecided {
 		return fmt.Errorf("it was left behind when server %d went on alone: start server %d", f.Survivor, f.Survivor)
 	}
 	return nil

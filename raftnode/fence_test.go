@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -218,8 +219,15 @@ func TestFenceWhoseSurvivorCannotTellStopsTheServer(t *testing.T) {
 		if err := errors.Join(os.Rename(moved, c.server(2).dir), os.WriteFile(filepath.Join(c.server(2).dir, recoveryFileName), good[:99], 0o600)); err != nil {
 			t.Fatal(err)
 		}
+		journal := filepath.Join(c.server(2).dir, journalFolder)
+		if err := os.Rename(journal, journal+".away"); err != nil {
+			t.Fatal(err)
+		}
 		if err := c.open(1); !errors.Is(err, ErrDamagedDataDir) || !strings.Contains(err.Error(), recoveryFileName) {
 			t.Errorf("with a damaged record: %v", err)
+		}
+		if err := os.Rename(journal+".away", journal); err != nil {
+			t.Fatal(err)
 		}
 		if err := c.open(2); !errors.Is(err, ErrDamagedDataDir) || !strings.Contains(err.Error(), recoveryFileName) {
 			t.Errorf("the survivor, with a damaged record: %v", err)
@@ -233,6 +241,61 @@ func TestFenceWhoseSurvivorCannotTellStopsTheServer(t *testing.T) {
 		c.whole(2)
 		c.nothingLost(c.leader())
 	})
+}
+
+// TestFenceHoldsThoughTheSurvivorsRecordIsLost: no file is no word that there was no recovery. What the survivor acknowledged
+// alone is in its journal, which tells as well; without that the server waits for a person.
+func TestFenceHoldsThoughTheSurvivorsRecordIsLost(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		spoil func(dir string) error
+		tells bool
+	}{
+		{"no record", func(dir string) error { return os.Remove(filepath.Join(dir, recoveryFileName)) }, true},
+		{"an empty record", func(dir string) error { return os.Truncate(filepath.Join(dir, recoveryFileName), 0) }, true},
+		{"a record of later", func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, recoveryFileName)), writeRecovery(dir, recoveryRecord{}))
+		}, true},
+		{"no record and no journal", func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, recoveryFileName)), os.RemoveAll(filepath.Join(dir, journalFolder)))
+		}, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newDiskCluster(t, 3)
+				c.strike(5)
+				c.server(2).kill()
+				c.server(1).kill()
+				c.orphaned(3)
+				c.reopen(3)
+				c.strike(20)
+				c.server(3).kill()
+				if err := row.spoil(c.server(3).dir); err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range []uint64{1, 2} {
+					err := c.open(id)
+					if row.tells && err != nil || !row.tells && (err == nil || !strings.Contains(err.Error(), "cannot tell")) {
+						t.Errorf("server %d: %v", id, err)
+					}
+				}
+				time.Sleep(30 * time.Second)
+				if leader := c.leader(); leader != nil {
+					t.Fatalf("server %d leads without what server 3 acknowledged", leader.ID())
+				}
+				if !row.tells {
+					return
+				}
+				if err := os.RemoveAll(filepath.Join(c.server(3).dir, recoveryFileName)); err != nil { // an empty one stops its server
+					t.Fatal(err)
+				}
+				c.reopen(3)
+				c.whole(3)
+				c.wait("all have the same state", c.same)
+				c.nothingLost(c.leader())
+			})
+		})
+	}
 }
 
 // TestFenceThatDoesNotFitTheLogStopsTheServer: the log here has what the survivor never had.

@@ -116,10 +116,17 @@ func (r *recoveryRecord) last() *doneRecovery {
 
 // readRecovery returns the zero record when there never was a recovery.
 func readRecovery(dir string) (recoveryRecord, error) {
+	record, err := readWrittenRecovery(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return record, err
+}
+
+// readWrittenRecovery is for who knows that there was one: it returns fs.ErrNotExist when the file is gone.
+func readWrittenRecovery(dir string) (recoveryRecord, error) {
 	var record recoveryRecord
-	if err := readSealed(filepath.Join(dir, recoveryFileName), &record); errors.Is(err, fs.ErrNotExist) {
-		return recoveryRecord{}, nil
-	} else if err != nil {
+	if err := readSealed(filepath.Join(dir, recoveryFileName), &record); err != nil {
 		return recoveryRecord{}, err
 	}
 	return record, nil
