@@ -9,7 +9,9 @@
 //
 // A server gets its id, 1, 2, 3 and so on in the order of joining, before its Raft instance starts, and keeps it with its
 // data directory, wherever it listens later (join.go, addresses.go). Of servers that start at the same instant in one
-// environment one bootstraps and the others join it (start.go).
+// environment one bootstraps and the others join it (start.go). A server with a directory of its own, elsewhere, that was killed
+// before it published its first entry left no trace there, and neither does one that was stopped: a new cluster may be made
+// beside it.
 //
 // The leader dials a server that asks for an id back, at the address that it claims, before anything is committed; one that
 // asks answers there to its request id (join_door.go). The first server, whom nobody dials back, dials itself, and says when it is

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"raftmine/raftnode/registry"
@@ -26,7 +29,7 @@ var ErrNoClusterToJoin = errors.New("no server of the environment's cluster is r
 
 // Start opens a server of the local environment. A server that has an id goes on. With addresses in Join a new server
 // always joins. Else it joins the servers that live in the environment, and bootstraps a new cluster only when none
-// lives and no data directory of another server lies there. All that is decided under the environment's lock, so of
+// lives and no data directory of another server lies there, nor where the entry of a dead one says. All that is decided under the environment's lock, so of
 // servers that start at the same instant one bootstraps and the others join it.
 //
 // A first server that was killed before it had its id does not stand in the way: its lock and its entry died with it, its
@@ -50,9 +53,6 @@ func Start(ctx context.Context, config StartConfig) (*Node, error) {
 		}
 	}
 	defer release()
-	if _, err := config.Environment.Sweep(); err != nil {
-		config.Logger.Warn("local environment was not swept", "environment", config.Environment.Dir(), "error", err)
-	}
 	if config.DataDirPath != "" {
 		config.DataDir, err = OpenDataDir(config.DataDirPath)
 	} else {
@@ -65,19 +65,46 @@ func Start(ctx context.Context, config StartConfig) (*Node, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start server: %w", err), config.DataDir.Close())
 	}
-	node, err := start(ctx, config, release)
+	// After the directory was locked: then a dead entry of its own is no trace of another server.
+	var left []string
+	_, err = config.Environment.Sweep(func(entry registry.Entry) bool {
+		if !isTrace(entry) {
+			return false
+		}
+		left = append(left, entry.DataDir)
+		return true
+	})
+	if err != nil {
+		config.Logger.Warn("local environment was not swept", "environment", config.Environment.Dir(), "error", err)
+	}
+	node, err := start(ctx, config, left, release)
 	if err != nil {
 		return nil, errors.Join(err, config.DataDir.Close())
 	}
 	return node, nil
 }
 
-// start goes on with an open data directory. Unlock frees the environment; it is called before a wait for other servers.
-func start(ctx context.Context, config StartConfig, unlock func()) (*Node, error) {
+// isTrace reports whether the entry of a dead server is all that leads to its data directory, which may lie anywhere. It stays
+// until that server runs again, or the directory is gone.
+func isTrace(entry registry.Entry) bool {
+	if entry.Role != registry.RoleServer || entry.ServerID == 0 || entry.DataDir == "" {
+		return false
+	}
+	identity, err := readIdentity(entry.DataDir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && identity.ClusterID != entry.ClusterID {
+		return false
+	}
+	held, _, err := registry.LockHolder(filepath.Join(entry.DataDir, lockFileName))
+	return err != nil || !held
+}
+
+// start goes on with an open data directory. Left are those of dead servers that the environment knew. Unlock frees the
+// environment; it is called before a wait for other servers.
+func start(ctx context.Context, config StartConfig, left []string, unlock func()) (*Node, error) {
 	identity := config.DataDir.Identity()
 	config.Bootstrap = false
 	if identity.ServerID == 0 && len(config.Join) == 0 {
-		if err := decide(&config); err != nil {
+		if err := decide(&config, left); err != nil {
 			return nil, fmt.Errorf("start server: %w", err)
 		}
 	}
@@ -100,7 +127,7 @@ func start(ctx context.Context, config StartConfig, unlock func()) (*Node, error
 }
 
 // decide says whether a new server bootstraps or whom it joins.
-func decide(config *StartConfig) error {
+func decide(config *StartConfig, left []string) error {
 	entries, damage := config.Environment.Entries()
 	for _, entry := range entries {
 		if entry.Role == registry.RoleServer && entry.ServerID != 0 {
@@ -117,15 +144,16 @@ func decide(config *StartConfig) error {
 	if err != nil {
 		return err
 	}
-	var known []string
+	known := left
 	for _, other := range others {
 		if other.HasServer() {
 			known = append(known, other.Path)
 		}
 	}
 	if len(known) > 0 {
-		return fmt.Errorf("%w: start the servers of %s first, or use another environment than %s",
-			ErrNoClusterToJoin, strings.Join(known, ", "), config.Environment.Dir())
+		slices.SortFunc(known, naturalCompare)
+		return fmt.Errorf("%w: start the servers of %s first; to make a new cluster, use another environment than %s, or move these folders away",
+			ErrNoClusterToJoin, strings.Join(slices.Compact(known), ", "), config.Environment.Dir())
 	}
 	config.Bootstrap = true
 	return nil

@@ -2,8 +2,10 @@ package raftnode
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"os"
@@ -270,6 +272,54 @@ func TestNewClusterIsNotMadeBesideTheDirectoryOfAnother(t *testing.T) {
 	second, _ := l.mustStart(func(c *StartConfig) { c.DataDirPath = elsewhere })
 	if second.ID() != 2 || second.ClusterID() != first.ClusterID() {
 		t.Errorf("server %d of %s", second.ID(), second.ClusterID())
+	}
+}
+
+// TestNewClusterIsNotMadeBesideADeadServerElsewhere: its entry is all that leads to its directory. It is kept until that is gone.
+func TestNewClusterIsNotMadeBesideADeadServerElsewhere(t *testing.T) {
+	l := newLocal(t)
+	dirs := t.TempDir()
+	one, two := filepath.Join(dirs, "one"), filepath.Join(dirs, "two")
+	first, stop := l.mustStart(func(c *StartConfig) { c.DataDirPath = one })
+	cluster := first.ClusterID()
+	entries, err := l.env.Entries()
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("entries %v, %v", entries, err)
+	}
+	stop()
+	// As kill -9 leaves it: the entry, and nobody who holds it.
+	content, err := json.Marshal(entries[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	trace := filepath.Join(l.env.Dir(), "entries", "server-999999-dead.json")
+	if err := os.WriteFile(trace, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the first failure must not take the trace away
+		_, _, err := l.start(func(c *StartConfig) { c.DataDirPath = two })
+		if !errors.Is(err, ErrNoClusterToJoin) || !strings.Contains(err.Error(), one) || strings.Contains(err.Error(), "\n") {
+			t.Fatalf("beside the dead server: %v", err)
+		}
+	}
+	first, stop = l.mustStart(func(c *StartConfig) { c.DataDirPath = one })
+	if first.ID() != 1 || first.ClusterID() != cluster {
+		t.Errorf("server %d of %s", first.ID(), first.ClusterID())
+	}
+	if _, err := os.Stat(trace); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the dead entry of a server that runs: %v", err)
+	}
+	stop()
+	// What was deleted is no trace.
+	if err := errors.Join(os.WriteFile(trace, content, 0o600), os.RemoveAll(one)); err != nil {
+		t.Fatal(err)
+	}
+	founded, _ := l.mustStart(func(c *StartConfig) { c.DataDirPath = two })
+	if founded.ID() != 1 || founded.ClusterID() == cluster {
+		t.Errorf("server %d of %s", founded.ID(), founded.ClusterID())
+	}
+	if _, err := os.Stat(trace); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the dead entry of a directory that is gone: %v", err)
 	}
 }
 

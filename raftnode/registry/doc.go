@@ -16,6 +16,7 @@
 //   - A file's name is never used by a second process, so Sweep cannot remove what another process just wrote.
 //   - Readers and Sweep take shared locks, which do not disturb each other, and publishers lock a file only before it has
 //     its name; a temporary file that is swept away in that moment is written again.
+//   - A dead entry stays as long as its sweeper wants it: it may be all that leads to a data directory elsewhere.
 //   - Find, for who only looks, makes nothing.
 //   - A damaged file changes nothing for the others: it is reported by name while its process lives, and swept after.
 //

@@ -215,7 +215,7 @@ func (e *Environment) Entries() ([]Entry, error) {
 		if strings.HasSuffix(name, tempSuffix) {
 			continue
 		}
-		found, err := e.inspect(name, false)
+		found, err := e.inspect(name, nil)
 		switch {
 		case err != nil:
 			return nil, err
@@ -230,19 +230,20 @@ func (e *Environment) Entries() ([]Entry, error) {
 	return live, errors.Join(damaged...)
 }
 
-// Sweep removes what dead processes left, damaged or not, and returns the entries among it that could be understood.
-// The caller holds Lock.
-func (e *Environment) Sweep() (removed []Entry, err error) {
+// Sweep removes what dead processes left, damaged or not, and returns the entries among it that could be understood. An entry
+// that keep wants stays; nil keeps none. The caller holds Lock.
+func (e *Environment) Sweep(keep func(Entry) bool) (removed []Entry, err error) {
 	names, err := e.names()
 	if err != nil {
 		return nil, err
 	}
 	for _, name := range names {
-		found, err := e.inspect(name, true)
+		temp := strings.HasSuffix(name, tempSuffix)
+		found, err := e.inspect(name, func(entry Entry) bool { return temp || keep == nil || !keep(entry) })
 		if err != nil {
 			return removed, err
 		}
-		if found.state == stateDead && found.damage == nil && !strings.HasSuffix(name, tempSuffix) {
+		if found.removed && found.damage == nil && !temp {
 			removed = append(removed, found.entry)
 		}
 	}
@@ -278,13 +279,15 @@ const (
 )
 
 type found struct {
-	state  state
-	entry  Entry
-	damage error // the file cannot be understood; entry is zero
+	state   state
+	entry   Entry
+	damage  error // the file cannot be understood; entry is zero
+	removed bool
 }
 
-// inspect finds out whether the file's process lives, and removes the file if it is dead and remove is set.
-func (e *Environment) inspect(name string, remove bool) (found, error) {
+// inspect finds out whether the file's process lives, and removes the file if it is dead and remove says so. Remove is not
+// asked about what cannot be understood; nil removes nothing.
+func (e *Environment) inspect(name string, remove func(Entry) bool) (found, error) {
 	path := filepath.Join(e.entriesDir(), name)
 	for range attempts {
 		file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -307,7 +310,7 @@ func (e *Environment) inspect(name string, remove bool) (found, error) {
 }
 
 // inspectOpen wants to be called again when the file was replaced by its publisher.
-func inspectOpen(file *os.File, path string, remove bool) (result found, again bool, err error) {
+func inspectOpen(file *os.File, path string, remove func(Entry) bool) (result found, again bool, err error) {
 	if info, err := file.Stat(); err != nil {
 		return found{}, false, fmt.Errorf("read environment entry: %w", err)
 	} else if !info.Mode().IsRegular() {
@@ -328,10 +331,11 @@ func inspectOpen(file *os.File, path string, remove bool) (result found, again b
 	if err != nil {
 		result.damage = damage(path, err)
 	}
-	if result.state == stateDead && remove {
+	if result.state == stateDead && remove != nil && (err != nil || remove(result.entry)) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return found{}, false, fmt.Errorf("sweep environment entry: %w", err)
 		}
+		result.removed = true
 	}
 	return result, false, nil
 }

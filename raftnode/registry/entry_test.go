@@ -121,17 +121,17 @@ func TestKilledProcessIsDeadAtOnceAndSwept(t *testing.T) {
 	if entries, err := e.Entries(); err != nil || fmt.Sprint(ids(entries)) != "[1 2]" {
 		t.Fatalf("entries %v (%v), want 1 and 2", entries, err)
 	}
-	if removed, err := e.Sweep(); err != nil || len(removed) != 0 {
+	if removed, err := e.Sweep(nil); err != nil || len(removed) != 0 {
 		t.Fatalf("sweep removed %v (%v) of two running processes", removed, err)
 	}
 	one.kill()
 	if entries, err := e.Entries(); err != nil || fmt.Sprint(ids(entries)) != "[2]" {
 		t.Fatalf("entries %v (%v), want 2 alone", entries, err)
 	}
-	if removed, err := e.Sweep(); err != nil || fmt.Sprint(ids(removed)) != "[1]" {
+	if removed, err := e.Sweep(nil); err != nil || fmt.Sprint(ids(removed)) != "[1]" {
 		t.Fatalf("sweep removed %v (%v), want 1", removed, err)
 	}
-	if removed, err := e.Sweep(); err != nil || len(removed) != 0 {
+	if removed, err := e.Sweep(nil); err != nil || len(removed) != 0 {
 		t.Fatalf("second sweep removed %v (%v)", removed, err)
 	}
 	two.finish()
@@ -146,7 +146,7 @@ func TestPausedProcessIsNotSwept(t *testing.T) {
 	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	if removed, err := e.Sweep(); err != nil || len(removed) != 0 {
+	if removed, err := e.Sweep(nil); err != nil || len(removed) != 0 {
 		t.Errorf("sweep removed %v (%v)", removed, err)
 	}
 	if entries, err := e.Entries(); err != nil || len(entries) != 1 {
@@ -196,7 +196,7 @@ func TestEntryIsNeverSeenHalfWrittenOrMissingOrSweptWhileItIsUpdated(t *testing.
 				t.Error(err)
 				return
 			}
-			if removed, err := e.Sweep(); err != nil || len(removed) != 0 {
+			if removed, err := e.Sweep(nil); err != nil || len(removed) != 0 {
 				t.Errorf("sweep removed %.200v (%v)", removed, err)
 			}
 			unlock()
@@ -235,7 +235,7 @@ func TestPublishingIsNotDisturbedBySweeping(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				if removed, err := e.Sweep(); err != nil || len(removed) != 0 {
+				if removed, err := e.Sweep(nil); err != nil || len(removed) != 0 {
 					t.Errorf("sweep removed %v (%v)", removed, err)
 				}
 			}
@@ -306,14 +306,14 @@ func TestDamagedEntryIsNamedWhileItLivesAndSweptAfter(t *testing.T) {
 			if fmt.Sprint(ids(entries)) != "[1]" {
 				t.Errorf("entries %v, want the good one", entries)
 			}
-			if removed, err := e.Sweep(); err != nil || len(removed) != 0 {
+			if removed, err := e.Sweep(nil); err != nil || len(removed) != 0 {
 				t.Errorf("sweep removed %v (%v) of live processes", removed, err)
 			}
 			_ = file.Close() // the process dies
 			if entries, err := e.Entries(); err != nil || fmt.Sprint(ids(entries)) != "[1]" {
 				t.Errorf("entries %v (%v), want the good one", entries, err)
 			}
-			if removed, err := e.Sweep(); err != nil || len(removed) != 0 {
+			if removed, err := e.Sweep(nil); err != nil || len(removed) != 0 {
 				t.Errorf("sweep returned %v (%v), which nobody can have understood", removed, err)
 			}
 			if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
@@ -337,7 +337,7 @@ func TestThingsThatAreNoFilesAreNamedAndLeftAlone(t *testing.T) {
 	}
 	_, err := e.Entries()
 	mustBe(t, err, ErrDamaged, link, pipe, folder)
-	if removed, err := e.Sweep(); err != nil || len(removed) != 0 {
+	if removed, err := e.Sweep(nil); err != nil || len(removed) != 0 {
 		t.Errorf("sweep removed %v (%v)", removed, err)
 	}
 	for _, path := range []string{link, pipe, folder, secret} {
@@ -359,7 +359,7 @@ func TestSweepLeavesForeignFilesAlone(t *testing.T) {
 	if entries, err := e.Entries(); err != nil || len(entries) != 0 {
 		t.Errorf("entries %v (%v), want none", entries, err)
 	}
-	if _, err := e.Sweep(); err != nil {
+	if _, err := e.Sweep(nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range foreign {

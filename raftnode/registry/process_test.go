@@ -107,7 +107,7 @@ func stormOnce(e *Environment, id uint64) error {
 	}
 	defer func() { _ = os.Remove(inside) }() // before unlock
 	_ = file.Close()
-	if _, err := e.Sweep(); err != nil {
+	if _, err := e.Sweep(nil); err != nil {
 		return err
 	}
 	published, err := e.Publish(serverEntry(id))

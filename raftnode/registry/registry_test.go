@@ -239,7 +239,7 @@ func TestProcessesThatStartAtOnceDoNotMeetUnderTheLock(t *testing.T) {
 	for _, p := range storm {
 		p.finish()
 	}
-	if _, err := e.Sweep(); err != nil {
+	if _, err := e.Sweep(nil); err != nil {
 		t.Fatal(err)
 	}
 	files, err := os.ReadDir(e.entriesDir())
