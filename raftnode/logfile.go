@@ -63,11 +63,14 @@ func checkBucket(name []byte, bucket *bbolt.Bucket, size int64) error {
 	return nil
 }
 
+// errLogInUse: a running process has the log open. It does not need the directory's lock for that.
+var errLogInUse = errors.New("in use by another process")
+
 // unopened is the error of a file that bbolt does not open.
 func unopened(path string, err error) error {
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return fmt.Errorf("%s is in use by another process", path)
+		return fmt.Errorf("%s is %w", path, errLogInUse)
 	case !errors.As(err, new(syscall.Errno)): // not the disk or its permissions, but what the file says
 		return damaged(path, err)
 	}

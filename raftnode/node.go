@@ -47,6 +47,7 @@ type Node struct {
 	gate      *voteGate      // nil: none is needed
 	recovered *recoveryFacts // the last recovery that this server did; nil: none
 	alone     atomic.Value   // string: why this server does not go on alone
+	refused   refusal        // of the recovery with which Open began
 
 	term         atomic.Uint64            // the term in which this server is in office; 0: it is not
 	stopping     atomic.Bool              // a planned stop has begun

@@ -45,6 +45,7 @@ type recovery struct {
 	env      *registry.Environment // may be nil
 	log      *slog.Logger
 	operator bool
+	seen     map[string]string // what directories looked like when they were taken, by path; may be nil
 
 	voters map[uint64]*lockedVoter // this server among them
 	given  []LostVoter             // operator only
@@ -159,7 +160,7 @@ func (r *recovery) take(id uint64) error {
 	switch {
 	case err == nil:
 		return nil
-	case r.operator && !errors.Is(err, ErrDataDirInUse):
+	case r.operator && !errors.Is(err, ErrDataDirInUse) && !errors.Is(err, errLogInUse):
 		r.given = append(r.given, LostVoter{ID: id, Address: row.Address, DataDir: row.DataDir, Why: err.Error()})
 		return nil
 	}
@@ -180,10 +181,16 @@ func (r *recovery) ownDirectory(path string, id uint64) error {
 
 func (r *recovery) lock(row fsm.Server) error {
 	path := row.DataDir
+	if r.seen != nil {
+		r.seen[path] = looksOf(path)
+	}
 	if err := r.ownDirectory(path, row.ID); err != nil {
 		return err
 	}
 	if err := localDisk(path); err != nil {
+		return err
+	}
+	if err := hasLock(path); err != nil && !r.operator {
 		return err
 	}
 	lock, err := lockDirectory(path)
@@ -416,7 +423,7 @@ func (r *recovery) goOn() error {
 	}
 	recoveryStep("decided")
 	r.release()
-	r.log.Warn("going on as the only voter", "server_id", r.identity.ServerID, "recovery", r.facts.RecoveryID.String(),
+	r.log.Warn("going on as the only voter", "recovery", r.facts.RecoveryID.String(),
 		"index", r.facts.Index, "term", r.facts.Term, "log_of", r.best.id, "left", r.facts.Left)
 	return installRecovery(r.dir.Path(), record)
 }
@@ -470,7 +477,7 @@ func settleRecovery(r recovery) (last *recoveryFacts, refused, err error) {
 			return nil, nil, refused // decided, and not installed: the disk
 		}
 		if refused != nil {
-			r.log.Warn("recovery discarded", "server_id", r.identity.ServerID, "error", refused)
+			r.log.Warn("recovery discarded", "error", refused)
 			if err := discardIntent(r.dir.Path()); err != nil {
 				return nil, nil, err
 			}

@@ -85,7 +85,7 @@ func (r *recovery) fillJournal(j *journal) error {
 			return err
 		} else if err != nil {
 			// The state is whole without them, and the others' journals stay.
-			r.log.Warn("history has a gap, which the others must fill when they are back", "server_id", r.identity.ServerID,
+			r.log.Warn("history has a gap, which the others must fill when they are back",
 				"after_index", from.Index, "until_index", to.Index, "error", err)
 			return nil
 		}

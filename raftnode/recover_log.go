@@ -58,9 +58,12 @@ func readHistory(dir string) (h *history, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkLogFile(path); err != nil {
+		return nil, err
+	}
 	log, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: readOnlyBolt()})
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, unopened(path, err)
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
 	if _, ok, err := hasTerm(log); err != nil {

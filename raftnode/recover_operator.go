@@ -70,7 +70,8 @@ func Recover(config RecoverConfig, confirm func(RecoveryPlan) bool) error {
 	if err := installRecovery(dir, record); err != nil {
 		return err
 	}
-	r := &recovery{dir: config.DataDir, identity: identity, host: config.Host, env: config.Environment, log: config.Logger, operator: true}
+	r := &recovery{dir: config.DataDir, identity: identity, host: config.Host, env: config.Environment, operator: true,
+		log: config.Logger.With("server_id", identity.ServerID)}
 	r.facts.RecoveryID = uuid.New() // a stand-in until there is an intent
 	defer r.release()
 	if err := r.gather(); err != nil {

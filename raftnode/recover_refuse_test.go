@@ -31,6 +31,12 @@ func TestNobodyGoesOnAloneWithoutProof(t *testing.T) {
 			}
 			return func() { _ = lock.Release() }
 		}, "in use by another raftmine server"},
+		{"the other's lock file was removed", fsm.Host{}, func(t *testing.T, c *diskCluster) func() {
+			if err := os.Remove(filepath.Join(c.server(1).dir, lockFileName)); err != nil {
+				t.Fatal(err)
+			}
+			return func() {}
+		}, "nothing proves that its server is dead"},
 		{"another boot", fsm.Host{MachineID: "machine", BootID: "another"}, nil, "started again"},
 		{"another machine", fsm.Host{MachineID: "another", BootID: "boot"}, nil, "another machine"},
 		{"no boot id", fsm.Host{MachineID: "machine"}, nil, "no boot id"},
@@ -89,6 +95,19 @@ func TestRecoveryThatCannotBeProvedIsDiscarded(t *testing.T) {
 			}
 			return func() { _ = lock.Release() }
 		}, "in use by another raftmine server"},
+		{"a lock file that was removed meanwhile", func(t *testing.T, c *diskCluster) func() {
+			if err := os.Remove(filepath.Join(c.server(1).dir, lockFileName)); err != nil {
+				t.Fatal(err)
+			}
+			return func() {}
+		}, "nothing proves that its server is dead"},
+		{"a log that is open", func(t *testing.T, c *diskCluster) func() {
+			stores, err := openUnsynced(c.server(1).dir, false, discard())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return func() { _ = stores.Close() }
+		}, "in use by another process"},
 		{"a log cut short", func(t *testing.T, c *diskCluster) func() {
 			path := filepath.Join(c.server(1).dir, logFile)
 			whole, err := os.ReadFile(path)
@@ -161,6 +180,46 @@ func TestRecoveryThatCannotBeProvedIsDiscarded(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestRefusedRecoveryIsRepeatedWhenSomethingChanged: to try it the server is closed and opened again, which it is not each
+// minute while the damage is what it was.
+func TestRefusedRecoveryIsRepeatedWhenSomethingChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 2)
+		c.strike(5)
+		c.server(1).kill()
+		c.orphaned(2)
+		path := filepath.Join(c.server(1).dir, logFile)
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, 3*4096); err != nil {
+			t.Fatal(err)
+		}
+		c.reopen(2)
+		time.Sleep(5 * time.Minute)
+		select {
+		case err := <-c.server(2).ran:
+			t.Fatalf("server 2 ended with %v", err)
+		default:
+		}
+		if why := c.server(2).node.Alone(); !strings.Contains(why, path) || strings.Contains(why, "runtime error") || strings.Contains(why, "\n") {
+			t.Errorf("says %q", why)
+		}
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		repaired := time.Now()
+		c.orphaned(2)
+		if took := time.Since(repaired); took > orphanPauseMost+time.Second {
+			t.Errorf("tried again only after %v", took)
+		}
+		c.reopen(2)
+		c.strike(1)
+		c.nothingLost(c.server(2).node)
+	})
 }
 
 func TestStoppedClusterIsNotRecovered(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,9 +17,9 @@ import (
 	"raftmine/raftnode/registry"
 )
 
-// ErrRecover: Run found that every other voter is dead. The owner closes the node and opens it again on the same data
-// directory: the recovery is done there, before Raft starts.
-var ErrRecover = errors.New("every other voter is dead: going on alone")
+// ErrRecover: Run found that the locks of all other voters are free. The owner closes the node and opens it again on the same
+// data directory: the recovery is done there, before Raft starts, or refused when the others' files do not allow it.
+var ErrRecover = errors.New("no leader, and the locks of all other voters are free: reading their logs to go on alone")
 
 // When a server without a leader looks whether all others are dead. Tuning. The first is short, because whoever saw
 // the leader die has nothing to wait for; the second leaves a person time to start the servers of a cluster one by one.
@@ -27,7 +29,46 @@ const (
 	orphanLook         = 100 * time.Millisecond
 	orphanPauseFirst   = time.Second
 	orphanPauseMost    = 15 * time.Second
+	// refusedAgain is when a recovery that was refused is tried again though the others' files are as they were: it may have
+	// been this server's own disk.
+	refusedAgain = 10 * time.Minute
 )
+
+// refusal is a recovery that was begun and refused. To try it again the server is closed and opened, which is not done for
+// nothing.
+type refusal struct {
+	why  string // empty: none was refused
+	at   time.Time
+	seen map[string]string // what the directories of the other voters looked like, by path
+}
+
+// stands reports whether it would be refused again, as far as is known.
+func (r *refusal) stands() bool {
+	if r.why == "" || time.Since(r.at) >= refusedAgain {
+		return false
+	}
+	for dir, seen := range r.seen {
+		if looksOf(dir) != seen {
+			return false
+		}
+	}
+	return true
+}
+
+// looksOf changes when a file of a server that does not run is repaired or replaced.
+func looksOf(dir string) string {
+	var looks strings.Builder
+	for _, name := range []string{"", identityFileName, logFile, snapshotFolder, journalFolder, recoveryFileName, rejoinFileName} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			fmt.Fprintln(&looks, name, err)
+		} else if name == "" { // its time changes with every lock
+			fmt.Fprintln(&looks, info.Mode())
+		} else {
+			fmt.Fprintln(&looks, name, info.Mode(), info.Size(), info.ModTime().UnixNano())
+		}
+	}
+	return looks.String()
+}
 
 // watchOrphaned writes the intent to recover, and returns ErrRecover, once this server has been without a leader and the
 // locks of all other voters are free. It returns nil when ctx ends.
@@ -54,6 +95,9 @@ func (n *Node) watchOrphaned(ctx context.Context) error {
 			continue
 		}
 		err := n.orphaned()
+		if err == nil && n.refused.stands() {
+			err = errors.New(n.refused.why)
+		}
 		if err == nil {
 			if _, err = writeIntent(n.config.DataDir.Path(), false); err == nil {
 				return ErrRecover
@@ -136,6 +180,9 @@ func provablyDead(row fsm.Server, host fsm.Host) error {
 	if err := localDisk(row.DataDir); err != nil {
 		return err
 	}
+	if err := hasLock(row.DataDir); err != nil {
+		return err
+	}
 	held, pid, err := registry.LockHolder(filepath.Join(row.DataDir, lockFileName))
 	if err != nil {
 		return err
@@ -146,17 +193,28 @@ func provablyDead(row fsm.Server, host fsm.Host) error {
 	return nil
 }
 
+// hasLock returns why a directory proves nothing: a server that runs may have locked a file that was removed since.
+func hasLock(dir string) error {
+	path := filepath.Join(dir, lockFileName)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is gone, so nothing proves that its server is dead: start that server", path)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
 // settle does what must be done before Raft starts: it passes a fence, or finishes a recovery. It returns the fence when
 // this server begins again with an empty log.
 func (n *Node) settle(ctx context.Context, identity Identity) (*fence, error) {
 	f, err := passFence(ctx, n.config.DataDir, func(survivor uint64) {
-		n.log.Warn("a recovery that left this server behind is not decided yet, waiting", "server_id", identity.ServerID, "survivor", survivor)
+		n.log.Warn("a recovery that left this server behind is not decided yet, waiting", "survivor", survivor)
 	})
 	if err != nil {
 		return nil, err
 	}
 	if f != nil {
-		n.log.Warn("left behind by a recovery, beginning again with an empty log", "server_id", identity.ServerID,
+		n.log.Warn("left behind by a recovery, beginning again with an empty log",
 			"survivor", f.Survivor, "archive", filepath.Join(n.config.DataDir.Path(), archiveFolder, f.RecoveryID.String()))
 		if survivor, err := readIdentity(f.SurvivorDir); err == nil {
 			n.book.hear(f.Survivor, survivor.Address)
@@ -169,10 +227,12 @@ func (n *Node) settle(ctx context.Context, identity Identity) (*fence, error) {
 		}
 	}
 	var refused error
+	n.refused.seen = make(map[string]string)
 	n.recovered, refused, err = settleRecovery(recovery{dir: n.config.DataDir, identity: identity, host: n.config.Host,
-		env: n.config.Environment, log: n.log})
+		env: n.config.Environment, log: n.log, seen: n.refused.seen})
 	if refused != nil {
-		n.alone.Store(strings.TrimPrefix(refused.Error(), ErrNotRecovered.Error()+": ")) // until there is a leader
+		n.refused.why, n.refused.at = strings.TrimPrefix(refused.Error(), ErrNotRecovered.Error()+": "), time.Now()
+		n.alone.Store(n.refused.why) // until there is a leader
 	}
 	return nil, err
 }

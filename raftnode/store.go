@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -79,7 +80,11 @@ func OpenBoltStores(dir string, fresh bool, logger *slog.Logger) (_ *Stores, err
 // recoverDamage turns a panic over what is on the disk into an error.
 func recoverDamage(path string, err *error) {
 	if r := recover(); r != nil {
-		*err = damaged(path, fmt.Errorf("%v", r))
+		cause := fmt.Errorf("%v", r)
+		if _, ok := r.(runtime.Error); ok { // of the code that read it: its text tells a user nothing
+			cause = errors.New("what it holds makes no sense")
+		}
+		*err = damaged(path, cause)
 	}
 }
 

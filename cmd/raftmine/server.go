@@ -117,7 +117,7 @@ and has the lowest id leads.`,
 			err = o.serve(ctx, listen, env, out, logger, logLevel)
 			for errors.Is(err, raftnode.ErrRecover) && ctx.Err() == nil {
 				// On the same directory: without a flag, the first free one may be that of the server that died.
-				out.print(recoveringView{"recovering", os.Getpid()}, "every other voter is dead: going on alone")
+				out.print(recoveringView{"recovering", os.Getpid()}, "%v", raftnode.ErrRecover)
 				o.again, listen = true, "" // where it listened before
 				err = o.serve(ctx, listen, env, out, logger, logLevel)
 			}

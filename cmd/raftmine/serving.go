@@ -234,7 +234,7 @@ type waitingView struct {
 	Alone  string   `json:"not_alone,omitempty"` // why this server does not go on alone
 }
 
-// recoveringView says that the server begins again as the only voter.
+// recoveringView says that the server begins again, as the only voter if the others' logs allow it.
 type recoveringView struct {
 	Event string `json:"event"`
 	PID   int    `json:"pid"`
