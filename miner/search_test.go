@@ -252,6 +252,26 @@ func TestStoppedGrantIsLeftAfterTheKernelCallItIsIn(t *testing.T) {
 	})
 }
 
+func TestStoppedGrantIsNotSettledByTheCallItWasIn(t *testing.T) {
+	for name, work := range map[string]pow.Work{"solution": easyWork, "end of the range": hardWork} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gate := newGate()
+				s := newSearch(1, gate.kernel())
+				defer s.close()
+				g := s.add(Process{Nonces: pow.Range{First: 1, Last: 1000}, ChunkSize: 1000}, sha256d.NewJob(work))
+				synctest.Wait() // in its only call
+				s.stop(g)
+				gate.pass(1)
+				synctest.Wait()
+				if settled := s.collect(); len(settled) != 0 || g.solution != 0 {
+					t.Errorf("%d grants are settled, with solution %d, want none", len(settled), g.solution)
+				}
+			})
+		})
+	}
+}
+
 func TestSearchLoopAllocatesNothing(t *testing.T) {
 	const nonces = 40 * pieceNonces
 	s := newSearch(1, sha256d.Kernel{Name: "quick", New: func() sha256d.Searcher { return quickSearcher{} }})

@@ -200,6 +200,74 @@ func TestSolutionIsAnsweredAtOnceAndTheRestGoesOnUntilInterrupted(t *testing.T) 
 	})
 }
 
+// The call was begun for a job that is over by the time it returns, with a solution or at the end of its range.
+func TestResultOfACallDuringWhichTheJobChangedIsNotReported(t *testing.T) {
+	for name, work := range map[string]pow.Work{"solution": easyWork, "range without one": hardWork} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGate()
+				r := startRig(t, func(c *Config) { c.Kernel = g.kernel(); c.Threads = 1 })
+				c, _ := r.connect()
+				old := Process{GrantID: 1, JobID: 7, Work: work, ChunkSize: 1000, Nonces: pow.Range{First: 1, Last: 1000}}
+				r.tell(c, old)
+				synctest.Wait() // in the range's only call
+				r.tell(c, Interrupt{JobID: 7, Reason: "solved"})
+				next := old
+				next.GrantID, next.JobID, next.Work.Timestamp = 2, 8, old.Work.Timestamp+1
+				r.tell(c, next)
+				synctest.Wait()
+				g.pass(1)
+				synctest.Wait() // in the next job's call
+				expectNothing(t, c)
+				if held := r.heartbeat(c).Held; !slices.Equal(held, []uint64{2}) {
+					t.Errorf("holds %v, want the next job's range alone", held)
+				}
+				g.pass(1)
+				if work == hardWork {
+					checkNo(t, expect[AnswerNo](t, c), next, next.Nonces)
+				} else {
+					nonce := smallest(next.Work, next.Nonces)
+					want := AnswerYes{GrantID: 2, JobID: 8, Timestamp: next.Work.Timestamp, Nonce: nonce}
+					if yes := expect[AnswerYes](t, c); yes != want {
+						t.Errorf("got %+v, want %+v", yes, want)
+					}
+				}
+				r.end()
+			})
+		})
+	}
+}
+
+// The search has settled the range, but the interrupt is read first.
+func TestResultThatAnInterruptOvertakesIsNotReported(t *testing.T) {
+	m, err := New(Config{Name: "m1", Dialer: newFakeDialer()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, work := range []pow.Work{easyWork, hardWork} {
+		m.search = newSearch(1, m.config.Kernel)
+		s := newSession(m)
+		old := Process{GrantID: 1, JobID: 7, Work: work, ChunkSize: 1000, Nonces: pow.Range{First: 1, Last: 1000}}
+		next := Process{GrantID: 2, JobID: 8, Work: hardWork, ChunkSize: 1000, Nonces: pow.Range{First: 1, Last: math.MaxUint64}}
+		next.Work.Timestamp++
+		steps := []func() error{
+			func() error { return s.process(old) },
+			func() error { <-s.search.settled; s.interrupt(Interrupt{JobID: 7}); return nil },
+			func() error { return s.process(next) },
+			s.collect,
+		}
+		for _, step := range steps {
+			if err := step(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(s.held) != 1 || s.held[0].grant.process != next || s.held[0].answer != nil {
+			t.Errorf("%d bits: holds %d ranges, want the next job's alone and no answer for it", work.Bits, len(s.held))
+		}
+		s.end()
+	}
+}
+
 func TestInterruptDropsWhatItNamesAndNoAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startRig(t, nil)
