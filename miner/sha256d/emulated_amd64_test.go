@@ -68,10 +68,9 @@ func emulatedKernels(t testing.TB) map[string]*unitSearcher {
 	return kernels
 }
 
-// Half of all nonces are hits here, so that one wrong word or place shows: each lane, several groups in a run, groups
-// that are not full, both kinds of units, and short and long lengths of the message's tail.
+// Half of all nonces are hits here, so that one wrong word or place shows, one of them exactly at the threshold: each lane,
+// several groups in a run, groups that are not full, both kinds of units, and short and long lengths of the message's tail.
 func TestEmulatedKernelsAgreeWithTheReference(t *testing.T) {
-	const threshold = math.MaxUint32 / 2
 	kernels := emulatedKernels(t)
 	for i, test := range []struct {
 		timestamp    uint64
@@ -85,6 +84,7 @@ func TestEmulatedKernelsAgreeWithTheReference(t *testing.T) {
 	} {
 		job := NewJob(pow.Work{Previous: somePrevious, Timestamp: test.timestamp})
 		r := pow.Range{First: test.first, Last: test.first + test.count - 1}
+		threshold := middleWord(job.Work, r)
 		want := referenceHits(job.Work, r, threshold)
 		for name, searcher := range kernels {
 			if got := searchAll(t, searcher, job, r, threshold, 2000); !slices.Equal(got, want) {
@@ -99,11 +99,11 @@ func TestEmulatedKernelsAgreeWithTheReference(t *testing.T) {
 
 // Timestamps of 1 to 20 digits, at the changes to nonces of 9 and of 10 digits and between them.
 func TestEmulatedKernelsAtEveryMessageLength(t *testing.T) {
-	const threshold = math.MaxUint32 / 2
 	kernels := emulatedKernels(t)
 	check := func(timestamp, first, last uint64) {
 		job := NewJob(pow.Work{Previous: somePrevious, Timestamp: timestamp})
 		r := pow.Range{First: first, Last: last}
+		threshold := middleWord(job.Work, r)
 		want := referenceHits(job.Work, r, threshold)
 		for name, searcher := range kernels {
 			if got := searchAll(t, searcher, job, r, threshold, 64); !slices.Equal(got, want) {

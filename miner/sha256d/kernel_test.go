@@ -88,6 +88,18 @@ func referenceHits(work pow.Work, r pow.Range, threshold uint32) []uint64 {
 	}
 }
 
+// middleWord is the threshold that makes half of r hits: the first word of one of its digests.
+func middleWord(work pow.Work, r pow.Range) uint32 {
+	var words []uint32
+	for n := r.First; ; n++ {
+		words = append(words, reference(work, n))
+		if n == r.Last {
+			slices.Sort(words)
+			return words[len(words)/2]
+		}
+	}
+}
+
 // searchAll calls the kernel until it has tried all of r, holds every call to its contract, and returns the hits that
 // are none of the false positives it may return.
 func searchAll(t *testing.T, searcher Searcher, job *Job, r pow.Range, threshold uint32, room int) []uint64 {
@@ -199,18 +211,20 @@ func TestEveryMessageLength(t *testing.T) {
 }
 
 // Every digit count, each lane and chain, run lengths that fill no group, and starts anywhere in a decade: half of all
-// nonces are hits here, so that one wrong digest or place shows.
+// nonces are hits here, so that one wrong digest or place shows, and one of them is exactly at the threshold.
 func TestEveryDigitCountOnDenseHits(t *testing.T) {
-	const length, threshold = 333, math.MaxUint32 / 2
+	const length = 333
 	type stretch struct {
-		job  *Job
-		r    pow.Range
-		want []uint64
+		job       *Job
+		r         pow.Range
+		threshold uint32
+		want      []uint64
 	}
 	var stretches []stretch
 	add := func(timestamp, first, last uint64) {
 		job, r := NewJob(pow.Work{Previous: somePrevious, Timestamp: timestamp}), pow.Range{First: first, Last: last}
-		stretches = append(stretches, stretch{job, r, referenceHits(job.Work, r, threshold)})
+		threshold := middleWord(job.Work, r)
+		stretches = append(stretches, stretch{job, r, threshold, referenceHits(job.Work, r, threshold)})
 	}
 	timestamp := uint64(1)
 	for power, digits := uint64(1), 1; digits <= pow.MaxDecimalDigits; power, digits = 10*power, digits+1 {
@@ -224,7 +238,7 @@ func TestEveryDigitCountOnDenseHits(t *testing.T) {
 	add(1_790_000_000_000, 2_000_000_000-1000, 2_000_000_000)
 	forEachKernel(t, func(t *testing.T, searcher Searcher) {
 		for i, s := range stretches {
-			if got := searchAll(t, searcher, s.job, s.r, threshold, 1+i*37%400); !slices.Equal(got, s.want) {
+			if got := searchAll(t, searcher, s.job, s.r, s.threshold, 1+i*37%400); !slices.Equal(got, s.want) {
 				t.Fatalf("timestamp %s, range %s:\ngot  %v\nwant %v", s.job.Timestamp, s.r, got, s.want)
 			}
 		}
