@@ -10,7 +10,7 @@
 //   - An answer is kept until it is acknowledged, and delivered again on every new stream right after the first
 //     HeartbeatReply. What is kept is bounded by the ranges held.
 //   - When the leader is gone it searches on in what it holds, and dials with growing pauses until there is a leader.
-//   - An Interrupt ends searches within milliseconds: a kernel call lasts about one, and it is checked between calls. It
+//   - An Interrupt ends searches within milliseconds: a kernel call lasts less than one, and it is checked between calls. It
 //     does not drop answers that are not acknowledged yet.
 //   - When it is asked to stop it ends its search, answers for the whole chunks at the head of each range, says that it
 //     leaves, and waits a little for the acknowledgements.

@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	avx2Lanes  = 8     // decades in a group
-	avx2Groups = 8     // groups in one run: 50 microseconds (tuning)
-	avx2Limit  = 8_000 // nonces in one call: half a millisecond (tuning)
+	avx2Lanes  = 8                           // decades in a group
+	avx2Groups = 8                           // groups in one run: 60 microseconds (tuning)
+	avx2Run    = 10 * avx2Lanes * avx2Groups // nonces
+	avx2Limit  = 5 * avx2Run                 // nonces in one call: a third of a millisecond (tuning)
 )
 
 // avx2Vector is one word for each lane.
@@ -50,9 +51,9 @@ type avx2 struct {
 }
 
 func newAVX2() Searcher {
-	s := &avx2{hits: make([]uint16, 0, 10*avx2Lanes*avx2Groups)}
+	s := &avx2{hits: make([]uint16, 0, avx2Run)}
 	s.b = (*avx2Block)(unsafe.Pointer(&s.memory[-uintptr(unsafe.Pointer(&s.memory))%32]))
-	return newUnitSearcher(s, shape{call: avx2Limit, run: 10 * avx2Lanes * avx2Groups, lanes: avx2Lanes}, newGeneric())
+	return newUnitSearcher(s, shape{call: avx2Limit, run: avx2Run, lanes: avx2Lanes}, newGeneric())
 }
 
 func (s *avx2) prepare(job *Job, digits int) int {

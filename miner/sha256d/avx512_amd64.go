@@ -8,7 +8,7 @@ const (
 	avx512Lanes  = 16                             // units in a group
 	avx512Run    = 1600                           // nonces: one group of 100 or ten of 10; about 50 microseconds (tuning)
 	avx512Groups = avx512Run / (10 * avx512Lanes) // at most
-	avx512Limit  = 10 * avx512Run                 // nonces in one call: half a millisecond (tuning)
+	avx512Limit  = 6 * avx512Run                  // nonces in one call: a third of a millisecond (tuning)
 	avx512Least  = avx512Lanes / 2                // units that are worth a group, beside the AVX2 kernel (tuning)
 )
 

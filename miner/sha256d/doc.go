@@ -5,7 +5,7 @@
 // digest again with package pow. That is enough for solutions (a digest with leading zero bits has a small first word)
 // and for receipts (the smallest digest has the smallest first word).
 //
-// Every kernel stands in one table, Kernels, and every test runs for every entry of it. A call stays near a
+// Every kernel stands in one table, Kernels, and every test runs for every entry of it. A call stays below a
 // millisecond, so that a caller that checks for interrupts between calls is quick. Go cannot preempt assembly, so that
 // is entered anew for every few hundred nonces, about 50 microseconds, and the garbage collector never waits longer.
 //

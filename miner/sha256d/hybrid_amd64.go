@@ -8,7 +8,7 @@ const (
 	hybridLanes  = 12                             // units in a group
 	hybridRun    = 2400                           // nonces: two groups of 100 or twenty of 10; about 50 microseconds (tuning)
 	hybridGroups = hybridRun / (10 * hybridLanes) // at most
-	hybridLimit  = 10 * hybridRun                 // nonces in one call: half a millisecond (tuning)
+	hybridLimit  = 6 * hybridRun                  // nonces in one call: a third of a millisecond (tuning)
 	hybridLeast  = 8                              // units that are worth a group, beside the SHA-NI kernel (tuning)
 )
 

@@ -65,7 +65,7 @@ const (
 type Searcher interface {
 	// Search tries the nonces of nonces in ascending order from First on, and writes every nonce whose digest's first
 	// word (big endian) is at or below threshold into hits, ascending; perhaps others too. It stops at Last, or with the
-	// nonce that fills hits, or after about a millisecond. It returns how many hits there are and how many nonces were
+	// nonce that fills hits, or after less than a millisecond. It returns how many hits there are and how many nonces were
 	// tried: at least one, and never more than nonces holds.
 	//
 	// hits must not be empty and nonces must be valid.

@@ -3,8 +3,9 @@
 package sha256d
 
 const (
-	sha2Decades = 64     // decades in one run: 25 microseconds at 25 MH/s (tuning)
-	sha2Limit   = 16_000 // nonces in one call (tuning)
+	sha2Decades = 64               // decades in one run: 25 microseconds at 25 MH/s (tuning)
+	sha2Run     = 10 * sha2Decades // nonces
+	sha2Limit   = 10 * sha2Run     // nonces in one call (tuning)
 )
 
 // sha2Block is what the SHA2 kernel works on. All quads are four words, W[t] first.
@@ -17,7 +18,7 @@ type sha2Block struct {
 	digits    [10][4]uint32          // what each last digit adds to W0 to W3
 	decades   [sha2Decades][4]uint32 // W0 to W3 of each decade's first nonce
 	threshold uint32
-	hits      [10 * sha2Decades]uint16 // nonces counted from the first decade's, ascending
+	hits      [sha2Run]uint16 // nonces counted from the first decade's, ascending
 }
 
 // sha2Search tries the ten nonces of each of the first decades of b.decades, at least one and at most all, and writes
@@ -35,7 +36,7 @@ type sha2 struct {
 }
 
 func newSHA2() Searcher {
-	return newUnitSearcher(new(sha2), shape{call: sha2Limit, run: 10 * sha2Decades, lanes: 1}, newGeneric())
+	return newUnitSearcher(new(sha2), shape{call: sha2Limit, run: sha2Run, lanes: 1}, newGeneric())
 }
 
 func (s *sha2) prepare(job *Job, digits int) int {

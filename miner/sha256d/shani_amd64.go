@@ -5,24 +5,25 @@ package sha256d
 import "unsafe"
 
 const (
-	shaniDecades = 64     // decades in one run: 25 microseconds (tuning)
-	shaniLimit   = 16_000 // nonces in one call: half a millisecond (tuning)
+	shaniDecades = 64                // decades in one run: 30 microseconds (tuning)
+	shaniRun     = 10 * shaniDecades // nonces
+	shaniLimit   = 10 * shaniRun     // nonces in one call: a third of a millisecond (tuning)
 )
 
 // shaniBlock is what the SHA-NI kernel works on. All quads are four words, W[t] first; they and the block itself are
 // aligned to 16 bytes, as legacy instructions want it.
 type shaniBlock struct {
-	midstate  [8]uint32                 // as the instructions want it: F, E, B, A, H, G, D, C
-	tail      [12]uint32                // W4 to W15, the same for all nonces
-	tailK     [12]uint32                // the same with the round constants
-	align4    [4]uint32                 // W9 to W12
-	part5     [4]uint32                 // W4 to W7, each with sigma0 of the word after it
-	part6     [4]uint32                 // W8 to W11, likewise
-	threshold [4]uint32                 // the last word counts
-	digits    [10][4]uint32             // what each last digit adds to W0 to W3
-	quads     [5][4][4]uint32           // the kernel's own: each chain's latest four quads
-	decades   [shaniDecades][4]uint32   // W0 to W3 of each decade's first nonce
-	hits      [10 * shaniDecades]uint16 // nonces counted from the first decade's, ascending
+	midstate  [8]uint32               // as the instructions want it: F, E, B, A, H, G, D, C
+	tail      [12]uint32              // W4 to W15, the same for all nonces
+	tailK     [12]uint32              // the same with the round constants
+	align4    [4]uint32               // W9 to W12
+	part5     [4]uint32               // W4 to W7, each with sigma0 of the word after it
+	part6     [4]uint32               // W8 to W11, likewise
+	threshold [4]uint32               // the last word counts
+	digits    [10][4]uint32           // what each last digit adds to W0 to W3
+	quads     [5][4][4]uint32         // the kernel's own: each chain's latest four quads
+	decades   [shaniDecades][4]uint32 // W0 to W3 of each decade's first nonce
+	hits      [shaniRun]uint16        // nonces counted from the first decade's, ascending
 }
 
 // shaniSearch tries the ten nonces of each of the first decades of b.decades, at least one and at most all, and writes
@@ -45,7 +46,7 @@ type shani struct {
 func newSHANIDecades() Searcher {
 	s := &shani{search: shaniSearch}
 	s.b = (*shaniBlock)(unsafe.Pointer(&s.memory[-uintptr(unsafe.Pointer(&s.memory))%16]))
-	return newUnitSearcher(s, shape{call: shaniLimit, run: 10 * shaniDecades, lanes: 1}, newGeneric())
+	return newUnitSearcher(s, shape{call: shaniLimit, run: shaniRun, lanes: 1}, newGeneric())
 }
 
 func (s *shani) prepare(job *Job, digits int) int {

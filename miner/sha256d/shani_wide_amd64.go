@@ -8,7 +8,7 @@ const (
 	shaniWideLanes  = 4                                    // units in a group
 	shaniWideRun    = 800                                  // nonces: two groups of 100 or twenty of 10; about 30 microseconds (tuning)
 	shaniWideGroups = shaniWideRun / (10 * shaniWideLanes) // at most
-	shaniWideLimit  = 20 * shaniWideRun                    // nonces in one call: half a millisecond (tuning)
+	shaniWideLimit  = 10 * shaniWideRun                    // nonces in one call: a third of a millisecond (tuning)
 	shaniWideLeast  = shaniWideLanes                       // units that are worth a group, beside shaniSearch
 )
 
