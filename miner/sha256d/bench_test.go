@@ -4,15 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"math"
-	"runtime"
-	"runtime/metrics"
-	"slices"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"raftmine/fsm/pow"
 )
@@ -82,73 +75,6 @@ func plainMidstate(job *Job) func(nonce uint64) {
 		outer := sha256.Sum256(s.Sum(digest[:0]))
 		sink ^= binary.BigEndian.Uint32(outer[:])
 	}
-}
-
-// BenchmarkCollector measures how long the collector waits until every thread stands while all processors search: half of
-// its waits are shorter than p50. And how long calls are: the longest one of a quiet machine is below a millisecond.
-func BenchmarkCollector(b *testing.B) {
-	const stops = "/sched/pauses/stopping/gc:seconds"
-	for _, k := range Kernels() {
-		if !k.Available() {
-			continue
-		}
-		b.Run(k.Name, func(b *testing.B) {
-			job := NewJob(benchmarkWork)
-			var stop atomic.Bool
-			var ended sync.WaitGroup
-			calls := make([][]time.Duration, runtime.GOMAXPROCS(0))
-			for i := range calls {
-				ended.Go(func() {
-					searcher, hits := k.New(), make([]uint64, 4)
-					nonces := pow.Range{First: 1_000_000_000 + uint64(i)<<32, Last: math.MaxUint64}
-					for !stop.Load() {
-						start := time.Now()
-						_, tried := searcher.Search(job, nonces, 0, hits)
-						calls[i] = append(calls[i], time.Since(start))
-						nonces.First += tried
-					}
-				})
-			}
-			before := readHistogram(stops)
-			for b.Loop() {
-				time.Sleep(time.Millisecond) // so that the threads search and do not stand
-				runtime.GC()
-			}
-			waits := readHistogram(stops)
-			stop.Store(true)
-			ended.Wait()
-			for i := range waits.Counts {
-				waits.Counts[i] -= before.Counts[i]
-			}
-			all := slices.Sorted(slices.Values(slices.Concat(calls...)))
-			b.ReportMetric(1e6*quantile(waits, 0.5), "p50-wait-us")
-			b.ReportMetric(1e6*quantile(waits, 0.99), "p99-wait-us")
-			b.ReportMetric(float64(all[len(all)/2])/1e3, "p50-call-us")
-			b.ReportMetric(float64(all[len(all)*99/100])/1e3, "p99-call-us")
-			b.ReportMetric(float64(all[len(all)-1])/1e3, "longest-call-us")
-		})
-	}
-}
-
-func readHistogram(name string) *metrics.Float64Histogram {
-	sample := []metrics.Sample{{Name: name}}
-	metrics.Read(sample)
-	return sample[0].Value.Float64Histogram()
-}
-
-// quantile returns the upper end of the bucket that holds this part of all values.
-func quantile(h *metrics.Float64Histogram, part float64) float64 {
-	sum := uint64(0)
-	for _, n := range h.Counts {
-		sum += n
-	}
-	seen := uint64(0)
-	for i, n := range h.Counts {
-		if seen += n; float64(seen) >= part*float64(sum) {
-			return h.Buckets[i+1]
-		}
-	}
-	return math.Inf(1)
 }
 
 func reportHashRate(b *testing.B, hashes uint64) {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -430,40 +429,6 @@ func TestKernelThatFindsOtherNoncesIsRefusedByName(t *testing.T) {
 	broken := Kernel{Name: "broken", Available: always, New: func() Searcher { return brokenSearcher{} }}
 	if _, err := byName([]Kernel{broken}, "broken"); !errors.Is(err, ErrWrongKernel) {
 		t.Errorf("got %v, want ErrWrongKernel", err)
-	}
-}
-
-// Go cannot preempt assembly: the collector, which stops every thread for a moment, waits for the runs they are in. How short
-// those are TestRunsStayShort says, and BenchmarkCollector how long the collector waits; here collections only have to end
-// while all processors search.
-func TestCollectionEndsWhileKernelsSearch(t *testing.T) {
-	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 1_790_000_000_000})
-	for _, k := range Kernels() {
-		t.Run(k.Name, func(t *testing.T) {
-			if !k.Available() {
-				t.Skip("not available on this machine")
-			}
-			var stop atomic.Bool
-			var started, ended sync.WaitGroup
-			for i := range runtime.GOMAXPROCS(0) {
-				started.Add(1)
-				ended.Go(func() {
-					searcher, hits := k.New(), make([]uint64, 4)
-					nonces := pow.Range{First: 1_000_000_000 + uint64(i)<<32, Last: math.MaxUint64}
-					for calls := 0; !stop.Load(); calls++ {
-						if calls == 1 {
-							started.Done()
-						}
-						_, tried := searcher.Search(job, nonces, 0, hits)
-						nonces.First += tried
-					}
-				})
-			}
-			started.Wait()
-			runtime.GC()
-			stop.Store(true)
-			ended.Wait()
-		})
 	}
 }
 
