@@ -249,7 +249,7 @@ func TestKernelsReportNothingAboveTheThreshold(t *testing.T) {
 	job := NewJob(pow.Work{Previous: somePrevious, Timestamp: 1_790_000_000_000})
 	forEachKernel(t, func(t *testing.T, searcher Searcher) {
 		for _, first := range []uint64{3_000_000, 300_000_000, 3_000_000_000} {
-			for _, threshold := range []uint32{1 << 31, 1 << 28} {
+			for _, threshold := range []uint32{1 << 31, 1 << 28, reference(job.Work, first+333) - 1} {
 				for _, nonce := range searchHits(searcher, job, pow.Range{First: first, Last: first + 700}, threshold) {
 					if word := reference(job.Work, nonce); word > threshold {
 						t.Errorf("nonce %d with first word %#x is reported at or below %#x", nonce, word, threshold)
