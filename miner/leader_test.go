@@ -266,6 +266,15 @@ func checkNo(t *testing.T, a AnswerNo, p Process, nonces pow.Range) {
 	}
 }
 
+// checkYes wants a to answer for the nonce of p's smallest digest, as a gate finds it.
+func checkYes(t *testing.T, a AnswerYes, p Process) {
+	t.Helper()
+	want := AnswerYes{GrantID: p.GrantID, JobID: p.JobID, Timestamp: p.Work.Timestamp, Nonce: smallest(p.Work, p.Nonces)}
+	if a != want {
+		t.Errorf("got %+v, want %+v", a, want)
+	}
+}
+
 func acknowledgement(answer Message, result string) Acknowledgement {
 	switch a := answer.(type) {
 	case AnswerNo:
