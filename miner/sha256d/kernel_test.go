@@ -304,18 +304,30 @@ func TestFullHitBufferEndsTheCallWithoutLosingANonce(t *testing.T) {
 	})
 }
 
-// A searcher may keep what it made for one call, but must not trip over it in the next.
+// A searcher may keep what it made for one call, but must not trip over it in the next: for another job, on the same nonces
+// or from the next one on, and for nonces before.
 func TestSearcherKeepsNothingFromAnotherJobOrRange(t *testing.T) {
 	first := NewJob(pow.Work{Previous: somePrevious, Timestamp: 1_790_000_000_000})
 	second := NewJob(pow.Work{Previous: somePrevious, Timestamp: 1_790_000_000_001})
 	other := NewJob(pow.Work{Timestamp: 1_790_000_000_000})
 	forEachKernel(t, func(t *testing.T, searcher Searcher) {
+		check := func(job *Job, r pow.Range, room int) {
+			t.Helper()
+			got := searchAll(t, searcher, job, r, math.MaxUint32/4, room)
+			if want := referenceHits(job.Work, r, math.MaxUint32/4); !slices.Equal(got, want) {
+				t.Fatalf("range %s: got %v, want %v", r, got, want)
+			}
+		}
+		jobs := []*Job{first, first, second, other, second, first}
 		for _, r := range []pow.Range{{First: 100, Last: 140}, {First: 141, Last: 149}, {First: 145, Last: 180}, {First: 105, Last: 119}} {
-			for _, job := range []*Job{first, first, second, other, second, first} {
-				got := searchAll(t, searcher, job, r, math.MaxUint32/4, 8)
-				if want := referenceHits(job.Work, r, math.MaxUint32/4); !slices.Equal(got, want) {
-					t.Fatalf("range %s: got %v, want %v", r, got, want)
-				}
+			for _, job := range jobs {
+				check(job, r, 8)
+			}
+		}
+		for _, start := range []uint64{1_000, 1_234_500, 300_000_000, 3_000_000_000} {
+			for i, job := range jobs {
+				from := start + 400*uint64(i/2)
+				check(job, pow.Range{First: from, Last: from + 399}, 400)
 			}
 		}
 	})
