@@ -44,6 +44,7 @@ func historyOf(t *testing.T, dir string) (head fsm.Head, digest string) {
 // wantHistories holds that each server's journal replays to its own state, and is whole.
 func (c *testCluster) wantHistories() {
 	c.t.Helper()
+	synctest.Wait() // an entry is in the state before it is in the journal
 	for i, s := range c.servers {
 		if s.node == nil {
 			continue
