@@ -134,6 +134,7 @@ type Head struct {
 type View interface {
 	ClusterID() string
 	Stopped() bool // a ClusterStop is in force
+	Recovery() (Recover, bool)
 	Office() Office
 	Head() Head
 	Digest() pow.Hash // of the canonical encoding; O(state)

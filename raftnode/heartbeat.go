@@ -309,13 +309,12 @@ func (n *Node) probe(ctx context.Context, address string, cause error) int {
 }
 
 func (n *Node) heartbeatRequest() HeartbeatRequest {
-	_, leader := n.raft.LeaderWithID()
 	request := HeartbeatRequest{
 		ClusterID:     n.clusterID,
 		ServerID:      n.id,
 		Address:       n.config.Advertise,
 		Term:          n.raft.CurrentTerm(),
-		LeaderID:      serverID(leader),
+		LeaderID:      n.leader(),
 		SentUnixMilli: uint64(max(0, n.config.Now().UnixMilli())),
 	}
 	for _, id := range n.upIDs() {
@@ -368,13 +367,12 @@ func (n *Node) HandleHeartbeat(request HeartbeatRequest) (ServerReport, error) {
 }
 
 func (n *Node) report() ServerReport {
-	_, leader := n.raft.LeaderWithID()
 	return ServerReport{
 		ClusterID:        n.clusterID,
 		ServerID:         n.id,
 		Address:          n.config.Advertise,
 		Term:             n.raft.CurrentTerm(),
-		LeaderID:         serverID(leader),
+		LeaderID:         n.leader(),
 		ComputedLeaderID: n.computedLeader(),
 		LastIndex:        n.raft.LastIndex(),
 		AppliedIndex:     n.raft.AppliedIndex(),
@@ -390,7 +388,7 @@ func (n *Node) report() ServerReport {
 func (n *Node) findOthers(ctx context.Context) {
 	for first, ok := true, true; ok; first, ok = false, sleep(ctx, n.config.Heartbeat) {
 		// Once in any case: an only voter is its own leader at once, and knows nobody who moved.
-		if _, leader := n.raft.LeaderWithID(); leader != "" && !first {
+		if n.leader() != 0 && !first {
 			continue
 		}
 		addresses := slices.Clone(n.config.Join)

@@ -442,8 +442,7 @@ func (n *Node) announceStop(ctx context.Context) error {
 		_, err := n.Propose(ctx, fsm.ServerDown{ServerID: n.id, Reason: "stopped"})
 		return err
 	}
-	_, id := n.raft.LeaderWithID()
-	leader := serverID(id)
+	leader := n.leader()
 	if leader == 0 || leader == n.id {
 		return &NotLeaderError{}
 	}

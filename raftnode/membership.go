@@ -192,7 +192,15 @@ func (n *Node) bringIn(ctx context.Context, p peer, servers []raft.Server) bool 
 	if report.Stopping {
 		return false
 	}
-	if report.LastIndex+caughtUpEntries < last || report.Term != n.raft.CurrentTerm() || report.LastIndex == 0 {
+	var recovered uint64 // the last entry before a recovery; 0: there was none
+	n.View(func(v fsm.View) {
+		if recovery, ok := v.Recovery(); ok {
+			recovered = recovery.Index
+		}
+	})
+	// Up to there the gate of a server that began again is closed (votegate.go): as a voter it would give no vote, and once the
+	// leader is gone nobody would send it the rest.
+	if report.LastIndex+caughtUpEntries < last || report.Term != n.raft.CurrentTerm() || report.LastIndex <= recovered {
 		return true
 	}
 	err = n.reconfigure(ctx, p.id, "voter", func(prev uint64) raft.IndexFuture {

@@ -257,10 +257,18 @@ func (n *Node) alive() error {
 	return n.replica.failure()
 }
 
+// leader returns the id of the server that leads, as far as this one knows; 0: it knows none.
+func (n *Node) leader() uint64 {
+	if n.gated() && time.Since(n.raft.LastContact()) > 2*n.config.RaftElection { // Raft believes in it for gateTimeout
+		return 0
+	}
+	_, leader := n.raft.LeaderWithID()
+	return serverID(leader)
+}
+
 // notLeader says who leads, if that is known and not this server.
 func (n *Node) notLeader() error {
-	_, id := n.raft.LeaderWithID()
-	leader := serverID(id)
+	leader := n.leader()
 	if leader == 0 || leader == n.id {
 		return &NotLeaderError{}
 	}
@@ -278,12 +286,11 @@ func (n *Node) configuration() []raft.Server {
 
 // Status returns this server's own view of the cluster.
 func (n *Node) Status() Status {
-	_, leader := n.raft.LeaderWithID()
 	status := Status{
 		ServerID:  n.id,
 		Address:   n.config.Advertise,
 		Term:      n.raft.CurrentTerm(),
-		LeaderID:  serverID(leader),
+		LeaderID:  n.leader(),
 		LastIndex: n.raft.LastIndex(),
 		Leading:   n.term.Load() != 0,
 

@@ -79,12 +79,13 @@ func (n *Node) watchOrphaned(ctx context.Context) error {
 	since, patience := time.Now(), orphanedAfterStart
 	pause := orphanPauseFirst
 	for sleep(ctx, orphanLook) {
-		if _, leader := n.raft.LeaderWithID(); leader == "" && n.gated() {
+		leader := n.leader()
+		if leader == 0 && n.gated() {
 			n.setAlone(fmt.Sprintf("it was left behind when server %d went on: start server %d", n.gate.survivor, n.gate.survivor))
 			continue
 		}
-		if _, leader := n.raft.LeaderWithID(); leader != "" || n.raft.State() == raft.Leader || n.gated() || n.stopping.Load() {
-			if leader != "" {
+		if leader != 0 || n.raft.State() == raft.Leader || n.gated() || n.stopping.Load() {
+			if leader != 0 {
 				patience = orphanedAfterLoss
 			}
 			since, pause = time.Now(), orphanPauseFirst

@@ -123,7 +123,7 @@ func (n *Node) openGate(ctx context.Context) {
 	}
 	for sleep(ctx, gatePoll) {
 		// The survivor may listen elsewhere by now, and nothing else may say where: the server table is still empty.
-		if _, leader := n.raft.LeaderWithID(); leader == "" {
+		if n.leader() == 0 {
 			if survivor, err := readIdentity(n.gate.survivorDir); err == nil {
 				n.book.hear(n.gate.survivor, survivor.Address)
 				poke(n.regroup)

@@ -2,6 +2,7 @@ package raftnode
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -102,5 +103,64 @@ func TestServerThatBeginsAgainHelpsNobodyOfBefore(t *testing.T) {
 		c.reopen(2)
 		c.whole(2)
 		c.nothingLost(node)
+	})
+}
+
+// heldStore keeps entries behind an index waiting until it is let go.
+type heldStore struct {
+	raft.LogStore
+	after uint64
+	letGo chan struct{}
+}
+
+func (h *heldStore) StoreLogs(logs []*raft.Log) error {
+	if logs[0].Index > h.after {
+		<-h.letGo
+	}
+	return h.LogStore.StoreLogs(logs)
+}
+
+// TestServerIsNoVoterBeforeItHasTheRecovery: until then it gives no vote. Were it a voter, and the survivor dead for a moment, the
+// survivor would need that vote to lead, and nobody else has the entries that allow it.
+func TestServerIsNoVoterBeforeItHasTheRecovery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 2)
+		c.strike(caughtUpEntries)
+		c.server(1).kill()
+		c.orphaned(2)
+		c.reopen(2)
+		c.strike(10)
+		survivor, letGo := c.server(2).node, make(chan struct{})
+		adjust := c.server(1).adjust
+		c.server(1).adjust = func(config *Config) {
+			adjust(config)
+			config.StallLimit, config.StallExit = time.Hour, time.Hour
+			open := config.OpenStores
+			config.OpenStores = func(dir string, fresh bool, logger *slog.Logger) (*Stores, error) {
+				stores, err := open(dir, fresh, logger)
+				if err == nil {
+					stores.Log = &heldStore{stores.Log, 1, letGo}
+				}
+				return stores, err
+			}
+		}
+		c.reopen(1)
+		returning := c.server(1).node
+		c.wait("server 1 has the beginning of the log", func() bool { return returning.raft.LastIndex() > 0 })
+		time.Sleep(time.Minute)
+		if last := returning.raft.LastIndex(); !returning.gated() || last+caughtUpEntries < survivor.raft.LastIndex() {
+			t.Fatalf("gated %t, %d of %d entries: the test does not reach its case", returning.gated(), last, survivor.raft.LastIndex())
+		}
+		if isVoter(survivor.configuration(), 1) {
+			t.Error("server 1 is a voter, and gives no vote")
+		}
+		c.server(2).kill()
+		close(letGo)
+		c.wait("server 1 says whom it waits for", func() bool {
+			return returning.gated() && returning.Status().LeaderID == 0 && strings.HasSuffix(returning.Alone(), "start server 2")
+		})
+		c.reopen(2)
+		c.whole(2)
+		c.nothingLost(returning)
 	})
 }

@@ -274,8 +274,7 @@ func (n *Node) serverDied(ctx context.Context, p *peer, leaving bool) {
 // over pre-vote and leader stickiness, so a leader that only seemed dead may overlap with the next for one lease.
 func (n *Node) succeed(ctx context.Context, dead uint64) {
 	began, term := time.Now(), n.raft.CurrentTerm()
-	_, id := n.raft.LeaderWithID()
-	if leader := serverID(id); leader != dead {
+	if leader := n.leader(); leader != dead {
 		var office fsm.Office
 		n.View(func(v fsm.View) { office = v.Office() })
 		if leader != 0 || office.ServerID != dead {
@@ -323,8 +322,7 @@ func (n *Node) turn(began, rose time.Time) time.Time {
 // mayCallElection reports whether this server still waits for a successor of a dead leader. A non-voter must never
 // call: Raft checks nothing there.
 func (n *Node) mayCallElection(dead uint64) bool {
-	_, id := n.raft.LeaderWithID()
-	leader := serverID(id)
+	leader := n.leader()
 	var over bool
 	n.View(func(v fsm.View) { over = v.Stopped() })
 	return (leader == dead || leader == 0) && n.raft.State() == raft.Follower && isVoter(n.configuration(), n.id) &&
