@@ -227,6 +227,31 @@ func TestTransfersAreSpacedMoreAndMore(t *testing.T) {
 	}
 }
 
+// TestServerThatNeverCatchesUpHoldsNothingUp: a new server whose disk takes nothing is caught up for ever. Meanwhile the lowest id
+// leads again, and a dead server is taken from the voters.
+func TestServerThatNeverCatchesUpHoldsNothingUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 3)
+		c.settled()
+		slow := newTestServer(t, c.net, t.TempDir())
+		slow.adjust = func(config *Config) { config.StallLimit, config.StallExit = time.Hour, time.Hour }
+		slow.stall.on()
+		defer slow.stall.off()
+		c.servers = append(c.servers, slow)
+		slow.start(c.servers[0].node.Address())
+		time.Sleep(time.Minute)
+		c.servers[0].kill()
+		c.wait("server 2 leads", func() bool { return c.leads(2) })
+		c.servers[0].start(c.servers[1].node.Address())
+		c.wait("server 1 leads again", func() bool { return c.leads(1) })
+		if slow.node.raft.LastIndex() != 0 || isVoter(c.leader().configuration(), 4) {
+			t.Error("the slow server caught up: the test does not reach its case")
+		}
+		c.servers[2].kill()
+		c.wait("server 3 is no voter", func() bool { return !isVoter(c.leader().configuration(), 3) })
+	})
+}
+
 func TestPlannedStopHandsLeadershipOverAndIsDownInTheTable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 3)

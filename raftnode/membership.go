@@ -96,10 +96,8 @@ func (n *Node) governOnce(ctx context.Context) (catchingUp bool) {
 			servers = n.configuration()
 		}
 	}
-	if !catchingUp {
-		n.dismissSilent(ctx, rows)
-		n.preferLowest(ctx, servers)
-	}
+	n.dismissSilent(ctx, rows)
+	n.preferLowest(ctx, servers)
 	return catchingUp
 }
 
