@@ -173,10 +173,10 @@ func (n *Node) takeOffice(ctx context.Context) (term uint64, ok bool) {
 }
 
 func (n *Node) tryTakeOffice(ctx context.Context) (term uint64, err error) {
+	term = n.raft.CurrentTerm() // before the barrier: of a later term it says nothing
 	if err := n.Barrier(ctx); err != nil {
 		return 0, err
 	}
-	term = n.raft.CurrentTerm()
 	var clusterID string
 	n.View(func(v fsm.View) { clusterID = v.ClusterID() })
 	commands := []fsm.Command{fsm.TakeOffice{ServerID: n.id}, fsm.ServerUp{ServerID: n.id}}
@@ -321,7 +321,7 @@ func (n *Node) transfer(ctx context.Context, target uint64) error {
 		}
 	}
 	if !n.leadsIn(term) {
-		return nil
+		return n.notLeader()
 	}
 	if err := n.callElection(ctx, target); err != nil {
 		return fmt.Errorf("send timeout-now: %w", err)
