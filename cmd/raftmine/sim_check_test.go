@@ -66,6 +66,8 @@ func (s *sim) audit(totals *simTotals, same bool) {
 			continue
 		}
 		totals.blocks.Add(int64(replayed.state.Accepted()))
+		totals.removed.Add(replayed.removed)
+		totals.readmitted.Add(replayed.readmitted)
 		var live pow.Hash
 		p.node.View(func(v fsm.View) { live = v.Digest() })
 		if same && replayed.state.Digest() != live {
@@ -89,6 +91,8 @@ func (s *sim) audit(totals *simTotals, same bool) {
 type simReplay struct {
 	state   *fsm.State
 	applied map[any][]loggedCommand // by command
+
+	removed, readmitted int64 // servers
 }
 
 // simSearched is a chunk of a job in one round.
@@ -120,7 +124,7 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 		return nil
 	}
 	state := fsm.New()
-	applied := make(map[any][]loggedCommand)
+	replayed := &simReplay{state: state, applied: make(map[any][]loggedCommand)}
 	leaders := make(map[uint64]uint64) // by term
 	done := make(map[simAnswer]bool)
 	finished := make(simFinished)
@@ -153,7 +157,7 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 		for i, outcome := range result.Outcomes {
 			command := entry.Commands[i]
 			key := keyOfCommand(command)
-			applied[key] = append(applied[key], loggedCommand{command, roundOf(command, before, job), outcome})
+			replayed.applied[key] = append(replayed.applied[key], loggedCommand{command, roundOf(command, before, job), outcome})
 			if outcome.Code != fsm.Done {
 				continue
 			}
@@ -166,6 +170,10 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 					Receipt: c.Receipt}}] = true
 			case fsm.Solve:
 				done[simAnswer{c.Miner, coordinator.AnswerYes{GrantID: c.GrantID, JobID: c.JobID, Timestamp: c.Timestamp, Nonce: c.Nonce}}] = true
+			case fsm.RemoveServer:
+				replayed.removed++
+			case fsm.ReadmitServer:
+				replayed.readmitted++
 			}
 		}
 	}
@@ -173,7 +181,7 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 		s.fail("the state is broken: %v", err)
 	}
 	if !whole {
-		return &simReplay{state, applied}
+		return replayed
 	}
 	for _, acked := range s.history.acknowledgedAnswers() {
 		if !done[acked.simAnswer] && (acked.result != coordinator.Duplicate || !finished.covers(acked.answer)) {
@@ -181,7 +189,7 @@ func (s *sim) replay(server *simServer, whole bool) *simReplay {
 		}
 	}
 	s.checkBlocks(state)
-	return &simReplay{state, applied}
+	return replayed
 }
 
 // checkBlocks compares the blocks with what the web service accepted.

@@ -15,6 +15,7 @@ type simSchedule struct {
 	miners    int
 	snapshots bool // small logs: snapshots are taken and sent
 	liar      bool // the last miner lies
+	graceful  bool // no server is away for long enough to be taken from the voters
 	hasty     bool // a bug is planted
 	faults    []simFault
 }
@@ -32,7 +33,7 @@ const simStorm = 24 * time.Second
 
 func newSimSchedule(seed uint64) simSchedule {
 	dice := rand.New(rand.NewPCG(seed, 1))
-	s := simSchedule{seed: seed, servers: 3, miners: 3, snapshots: dice.IntN(3) == 0, liar: dice.IntN(4) == 0}
+	s := simSchedule{seed: seed, servers: 3, miners: 3, snapshots: dice.IntN(3) == 0, liar: dice.IntN(4) == 0, graceful: dice.IntN(4) == 0}
 	if dice.IntN(3) == 0 {
 		s.servers = 5
 	}
@@ -259,6 +260,9 @@ func (s simSchedule) String() string {
 	}
 	if s.liar {
 		b.WriteString(", one miner lies")
+	}
+	if s.graceful {
+		b.WriteString(", long grace")
 	}
 	for _, f := range s.faults {
 		fmt.Fprintf(&b, "\n%8.3fs  %s", f.at.Seconds(), f.what)

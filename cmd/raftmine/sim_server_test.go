@@ -255,11 +255,14 @@ func (s *sim) serverConfig(p *simProcess) raftnode.Config {
 			return s.net.probe(ctx, p.server.name, address)
 		},
 		OpenStores: p.disk.stores, OpenJournalFile: p.disk.openFile,
-		Heartbeat: simHeartbeat, Grace: 15 * time.Second, JoinTimeout: time.Minute,
+		Heartbeat: simHeartbeat, Grace: 2 * time.Second, JoinTimeout: time.Minute,
 		RaftHeartbeat: time.Second, RaftElection: time.Second, RaftLease: 800 * time.Millisecond,
 		TransportTimeout: 3 * time.Second, StallLimit: 2 * time.Second, StallExit: 6 * time.Second,
 		Host: fsm.Host{MachineID: "machine", BootID: "boot"}, Version: "simulation", Logger: s.logger(p.server.name),
 		JournalSegment: 8 << 10,
+	}
+	if s.schedule.graceful {
+		config.Grace = 15 * time.Second
 	}
 	if s.schedule.snapshots {
 		config.SnapshotInterval, config.SnapshotThreshold, config.TrailingLogs = 2*time.Second, 20, 5

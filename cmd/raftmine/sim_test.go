@@ -311,7 +311,9 @@ func (s *sim) close() {
 }
 
 // simTotals are the faults and schedules of a run of TestSimulation.
-type simTotals struct{ schedules, faults, answers, blocks, terms, operations, undecided atomic.Int64 }
+type simTotals struct {
+	schedules, faults, answers, blocks, terms, removed, readmitted, operations, undecided atomic.Int64
+}
 
 // runSim runs one schedule in a bubble.
 func runSim(t *testing.T, seed uint64, totals *simTotals, logs bool) {
@@ -400,10 +402,11 @@ func TestSimulation(t *testing.T) {
 	})
 	took := time.Since(began)
 	rate := func(n int64) int64 { return int64(float64(n) / took.Minutes()) }
-	summary := fmt.Sprintf("%d schedules, %d faults in %v: %d schedules and %d faults a minute; %d terms, %d answers acknowledged, %d blocks; "+
-		"%d operations in linearizable histories, %d undecided",
+	summary := fmt.Sprintf("%d schedules, %d faults in %v: %d schedules and %d faults a minute; %d terms, %d servers removed and %d readmitted, "+
+		"%d answers acknowledged, %d blocks; %d operations in linearizable histories, %d undecided",
 		totals.schedules.Load(), totals.faults.Load(), took.Round(time.Second), rate(totals.schedules.Load()), rate(totals.faults.Load()),
-		totals.terms.Load(), totals.answers.Load(), totals.blocks.Load(), totals.operations.Load(), totals.undecided.Load())
+		totals.terms.Load(), totals.removed.Load(), totals.readmitted.Load(), totals.answers.Load(), totals.blocks.Load(),
+		totals.operations.Load(), totals.undecided.Load())
 	t.Log(summary)
 	if *simFor > time.Minute { // of a soak everybody wants to know
 		fmt.Println(summary)
