@@ -19,6 +19,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"raftmine/fsm"
+	"raftmine/raftnode/registry"
 )
 
 // diskCluster is a cluster on real disks, whose servers may go on alone. Acknowledged strikes are remembered.
@@ -369,6 +370,58 @@ func TestBestLogBehindASnapshotIsTaken(t *testing.T) {
 		c.reopen(3)
 		c.strike(1)
 		c.nothingLost(c.server(3).node)
+	})
+}
+
+// TestRecoveryHoldsTheLocksOfTheDeadUntilItIsDecided: a server that could start again meanwhile would not be fenced off.
+func TestRecoveryHoldsTheLocksOfTheDeadUntilItIsDecided(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 3)
+		c.strike(5)
+		c.server(1).kill()
+		c.server(2).kill()
+		c.orphaned(3)
+		old := recoveryStep
+		defer func() { recoveryStep = old }()
+		var locked []string
+		recoveryStep = func(step string) {
+			for id := uint64(1); id <= 2; id++ {
+				held, _, err := registry.LockHolder(filepath.Join(c.server(id).dir, lockFileName))
+				if err != nil {
+					t.Error(err)
+				}
+				if held {
+					locked = append(locked, fmt.Sprint(step, " ", id))
+				}
+			}
+		}
+		c.reopen(3)
+		if want := "[locked 1 locked 2 staged 1 staged 2 journal 1 journal 2 fenced 1 1 fenced 1 2 fenced 2 1 fenced 2 2 decided 1 decided 2]"; fmt.Sprint(locked) != want {
+			t.Errorf("locked at %v, want %s", locked, want)
+		}
+	})
+}
+
+// TestRecoveryBeginsATermThatNobodyHasSeen: a dead server may have voted in a term later than any entry.
+func TestRecoveryBeginsATermThatNobodyHasSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 2)
+		c.strike(5)
+		c.server(1).kill()
+		const seen = 1000
+		stores, err := openUnsynced(c.server(1).dir, false, discard())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(stores.Stable.SetUint64(keyCurrentTerm, seen), stores.Close()); err != nil {
+			t.Fatal(err)
+		}
+		c.orphaned(2)
+		c.reopen(2)
+		c.strike(1)
+		if term := c.leader().Status().Term; term <= seen {
+			t.Errorf("it leads in term %d, and server 1 voted in term %d", term, seen)
+		}
 	})
 }
 
