@@ -246,10 +246,10 @@ func HasServer(path string) (bool, error) {
 	return identity.ServerID != 0, err
 }
 
-// ClaimDataDir locks the first directory under the environment's data folder that no server uses, in natural order
+// claimDataDir locks the first directory under the environment's data folder that no server uses, in natural order
 // (server-2 before server-10), or makes the next one. What is not a data directory is passed over; a damaged one is an
 // error, for a new identity must not take its place unnoticed. The caller holds the environment's lock.
-func ClaimDataDir(env *registry.Environment) (*DataDir, error) {
+func claimDataDir(env *registry.Environment) (*DataDir, error) {
 	paths, err := dataDirPaths(env)
 	if err != nil {
 		return nil, err

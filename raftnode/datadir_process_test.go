@@ -49,7 +49,7 @@ func runDataDirPart(part, path string) error {
 		if err != nil {
 			return err
 		}
-		dir, err := ClaimDataDir(env)
+		dir, err := claimDataDir(env)
 		unlock()
 		if err != nil {
 			return err

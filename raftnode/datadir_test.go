@@ -345,7 +345,7 @@ func openEnvironment(t *testing.T) *registry.Environment {
 
 func claim(t *testing.T, env *registry.Environment) *DataDir {
 	t.Helper()
-	dir, err := ClaimDataDir(env)
+	dir, err := claimDataDir(env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -402,7 +402,7 @@ func TestClaimPassesOverForeignThingsButNotOverDamage(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(first.Path(), "server.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err = ClaimDataDir(env)
+	_, err = claimDataDir(env)
 	wantError(t, err, ErrDamagedDataDir, filepath.Join(first.Path(), "server.json"))
 	_, err = OtherDataDirs(env, nil)
 	wantError(t, err, ErrDamagedDataDir, filepath.Join(first.Path(), "server.json"))

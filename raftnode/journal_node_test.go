@@ -80,7 +80,7 @@ func (c *testCluster) stopped(s *testServer) error {
 	c.t.Helper()
 	c.wait("the replica stops", func() bool {
 		select {
-		case <-s.node.Failed():
+		case <-s.node.replica.failed:
 			return true
 		default:
 			return false

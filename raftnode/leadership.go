@@ -174,7 +174,7 @@ func (n *Node) takeOffice(ctx context.Context) (term uint64, ok bool) {
 
 func (n *Node) tryTakeOffice(ctx context.Context) (term uint64, err error) {
 	term = n.raft.CurrentTerm() // before the barrier: of a later term it says nothing
-	if err := n.Barrier(ctx); err != nil {
+	if err := n.barrier(ctx); err != nil {
 		return 0, err
 	}
 	var clusterID string

@@ -154,9 +154,6 @@ func (n *Node) Listener() *Listener { return n.config.Listener }
 // View calls read with the applied state, which does not change until read returns.
 func (n *Node) View(read func(fsm.View)) { n.replica.view(read) }
 
-// Failed is closed when the replica met an entry that it cannot apply; Run then returns why.
-func (n *Node) Failed() <-chan struct{} { return n.replica.failed }
-
 // Propose commits commands in order, perhaps in one entry with those of other callers, and returns an outcome for each
 // when they are on the disks of a majority and applied here. Errors: ErrNotLeader, nothing was proposed;
 // ErrOutcomeUnknown, they may be committed yet, also when ctx ended first; another error: nothing was proposed.
@@ -215,8 +212,8 @@ func (n *Node) askMajority(ctx context.Context) error {
 	})
 }
 
-// Barrier waits until everything committed before it is applied here. Leader only.
-func (n *Node) Barrier(ctx context.Context) error {
+// barrier waits until everything committed before it is applied here. Leader only.
+func (n *Node) barrier(ctx context.Context) error {
 	if err := n.alive(); err != nil {
 		return err
 	}

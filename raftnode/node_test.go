@@ -385,7 +385,7 @@ func TestFollowerRefusesAndNamesTheLeader(t *testing.T) {
 		if err := follower.VerifyLeader(t.Context()); !errors.Is(err, ErrNotLeader) {
 			t.Errorf("verify: %v", err)
 		}
-		if err := follower.Barrier(t.Context()); !errors.Is(err, ErrNotLeader) {
+		if err := follower.barrier(t.Context()); !errors.Is(err, ErrNotLeader) {
 			t.Errorf("barrier: %v", err)
 		}
 		if err := follower.StopCluster(t.Context(), "x"); !errors.Is(err, ErrNotLeader) {
@@ -394,7 +394,7 @@ func TestFollowerRefusesAndNamesTheLeader(t *testing.T) {
 		if err := c.servers[0].node.VerifyLeader(t.Context()); err != nil {
 			t.Errorf("verify on the leader: %v", err)
 		}
-		if err := c.servers[0].node.Barrier(t.Context()); err != nil {
+		if err := c.servers[0].node.barrier(t.Context()); err != nil {
 			t.Errorf("barrier on the leader: %v", err)
 		}
 	})

@@ -150,7 +150,7 @@ func (n *Node) newBook(identity Identity) {
 func (n *Node) openTransport() {
 	inner := n.config.Stream
 	if inner == nil {
-		inner = NewStreamLayer(n.config.Listener, n.config.Advertise)
+		inner = newStreamLayer(n.config.Listener, n.config.Advertise)
 	}
 	n.stream = newGuardedStream(inner, n.clusterID, n.id)
 	n.stream.refused = n.book.dialFailed

@@ -56,7 +56,7 @@ func Start(ctx context.Context, config StartConfig) (*Node, error) {
 	if config.DataDirPath != "" {
 		config.DataDir, err = OpenDataDir(config.DataDirPath)
 	} else {
-		config.DataDir, err = ClaimDataDir(config.Environment)
+		config.DataDir, err = claimDataDir(config.Environment)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start server: %w", err)

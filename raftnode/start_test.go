@@ -326,7 +326,7 @@ func TestNewClusterIsNotMadeBesideADeadServerElsewhere(t *testing.T) {
 func TestFirstServerThatWasKilledBeforeItHadItsIDIsNotInTheWay(t *testing.T) {
 	l := newLocal(t)
 	// It had claimed its directory and begun to bootstrap.
-	dir, err := ClaimDataDir(l.env)
+	dir, err := claimDataDir(l.env)
 	if err != nil {
 		t.Fatal(err)
 	}

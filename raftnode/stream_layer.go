@@ -22,10 +22,10 @@ type advertised string
 func (a advertised) Network() string { return "tcp" }
 func (a advertised) String() string  { return string(a) }
 
-// NewStreamLayer makes Raft's stream layer: it accepts what the listener decides to be Raft's, and tags what it dials.
+// newStreamLayer makes Raft's stream layer: it accepts what the listener decides to be Raft's, and tags what it dials.
 // advertise is where the other servers reach this one; empty means the listener's own address. Closing the layer ends
 // Raft's part alone.
-func NewStreamLayer(l *Listener, advertise string) raft.StreamLayer {
+func newStreamLayer(l *Listener, advertise string) raft.StreamLayer {
 	if advertise == "" {
 		advertise = l.Addr().String()
 	}

@@ -20,11 +20,11 @@ import (
 
 func TestStreamLayerTagsWhatItDialsAndTellsTheAdvertisedAddress(t *testing.T) {
 	l := listenLoopback(t, ListenConfig{})
-	layer := NewStreamLayer(l, "server-1.example:7001")
+	layer := newStreamLayer(l, "server-1.example:7001")
 	if got := layer.Addr().String(); got != "server-1.example:7001" {
 		t.Errorf("address is %s", got)
 	}
-	if got := NewStreamLayer(l, "").Addr().String(); got != l.Addr().String() {
+	if got := newStreamLayer(l, "").Addr().String(); got != l.Addr().String() {
 		t.Errorf("address without an advertised one is %s, want %s", got, l.Addr())
 	}
 	conn, err := layer.Dial(raft.ServerAddress(l.Addr().String()), time.Second)
@@ -55,7 +55,7 @@ func TestDialSaysWhyItFailed(t *testing.T) {
 	if err := gone.Close(); err != nil {
 		t.Fatal(err)
 	}
-	layer := NewStreamLayer(l, "")
+	layer := newStreamLayer(l, "")
 	if _, err := layer.Dial(raft.ServerAddress(gone.Addr().String()), time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("dial to a port that nobody listens on: %v", err)
 	}
@@ -86,9 +86,9 @@ func TestRaftAndGRPCShareOneAddress(t *testing.T) {
 	defer func() { _ = client.Close() }()
 
 	quiet := hclog.NewNullLogger()
-	receiver := raft.NewNetworkTransportWithLogger(NewStreamLayer(l, ""), 2, time.Second, quiet)
+	receiver := raft.NewNetworkTransportWithLogger(newStreamLayer(l, ""), 2, time.Second, quiet)
 	senderListener := listenLoopback(t, ListenConfig{})
-	sender := raft.NewNetworkTransportWithLogger(NewStreamLayer(senderListener, ""), 2, time.Second, quiet)
+	sender := raft.NewNetworkTransportWithLogger(newStreamLayer(senderListener, ""), 2, time.Second, quiet)
 	handled := make(chan struct{})
 	go func() {
 		defer close(handled)
@@ -127,7 +127,7 @@ func TestRaftAndGRPCShareOneAddress(t *testing.T) {
 // TestVoteIsGivenThoughTheServerWasStartedAgain: the connections of before are still in the candidate's pool.
 func TestVoteIsGivenThoughTheServerWasStartedAgain(t *testing.T) {
 	transport := func(l *Listener) *raftTransport {
-		return newRaftTransport(raft.NetworkTransportConfig{Stream: NewStreamLayer(l, ""), MaxPool: raftPool, Timeout: time.Minute,
+		return newRaftTransport(raft.NetworkTransportConfig{Stream: newStreamLayer(l, ""), MaxPool: raftPool, Timeout: time.Minute,
 			Logger: newRaftLogger(discard())}, time.Minute, func() bool { return false })
 	}
 	listen := func(address string) *Listener {

@@ -106,7 +106,7 @@ func (d *drill) settle() (drillEnd, error) {
 		if end.agreement, err = d.compareStates(addresses); err != nil {
 			return end, err
 		}
-		if err := ctx.Err(); err != nil {
+		if wait(ctx, 10*time.Millisecond); ctx.Err() != nil {
 			return end, fmt.Errorf("%d of %d servers could be compared", end.agreement.Servers, d.o.servers)
 		}
 	}

@@ -160,7 +160,7 @@ func TestLeaderOfTwoSurvivesItsFollower(t *testing.T) {
 	if problem != "" {
 		t.Fatal(problem)
 	}
-	sameTerm := func(after string) {
+	leads := func(after string) {
 		t.Helper()
 		now, problem := statusOf(t, g.environment, "--servers", g.addresses[0])
 		if problem != "" || now.Leader != 1 {
@@ -173,7 +173,7 @@ func TestLeaderOfTwoSurvivesItsFollower(t *testing.T) {
 	g.kill(2)
 	g.settled(1)
 	g.mines()
-	sameTerm("kill -9")
+	leads("kill -9")
 	g.start(2)
 	g.settled(1)
 	if !fullEndToEnd() { // the leader has 100 ms to write that it goes on: raftnode's tests hold it in virtual time
@@ -185,7 +185,7 @@ func TestLeaderOfTwoSurvivesItsFollower(t *testing.T) {
 	g.servers[1] = nil
 	g.settled(1)
 	g.mines()
-	sameTerm("SIGSTOP")
+	leads("SIGSTOP")
 	paused.signal(syscall.SIGCONT)
 	g.servers[1] = paused
 	g.settled(1)

@@ -67,7 +67,7 @@ func (p simProposer) propose(ctx context.Context, commands []fsm.Command) ([]fsm
 		return p.Proposer.Propose(ctx, commands...)
 	}
 	p.p.work.Go(func() {
-		simPause(p.p.life, 100*time.Millisecond)
+		wait(p.p.life, 100*time.Millisecond)
 		_, _ = p.Proposer.Propose(p.p.life, commands[0])
 	})
 	outcomes := []fsm.Outcome{{Code: fsm.Done}}

@@ -75,16 +75,7 @@ func (m *simMiner) run(ctx context.Context) {
 				stream.end()
 			}
 		}
-		simPause(ctx, time.Duration(m.dice.IntN(400)+100)*time.Millisecond)
-	}
-}
-
-func simPause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
+		wait(ctx, time.Duration(m.dice.IntN(400)+100)*time.Millisecond)
 	}
 }
 

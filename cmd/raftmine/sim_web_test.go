@@ -65,7 +65,7 @@ func (s simSource) call(ctx context.Context, request func(w *simWeb)) (err error
 	slow := s.web.slow
 	s.web.mu.Unlock()
 	if slow > 0 {
-		simPause(ctx, slow)
+		wait(ctx, slow)
 	}
 	if ctx.Err() != nil || s.p.dead() {
 		return errSimWeb
