@@ -20,7 +20,7 @@ import (
 // a call were one run it would be 10 times. Both become longer on a slow machine; on a busy one the shortest of some turns
 // are those that nobody disturbed.
 func TestCollectorWaitsForARunAndNotForACall(t *testing.T) {
-	const calls, least, turns, collections = 15, 25, 20, 10
+	const calls, least, turns, collections = 15, 25, 10, 10
 	threads := min(4, runtime.GOMAXPROCS(0)) // to stop a hundred takes as long as a call
 	for _, k := range Kernels() {
 		t.Run(k.Name, func(t *testing.T) {
