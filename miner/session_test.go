@@ -459,10 +459,11 @@ func TestLeaderThatDoesNotReadIsGivenUpAndNotBufferedFor(t *testing.T) {
 		r := startRig(t, nil)
 		c := &fakeConn{toMiner: make(chan Message), over: make(chan struct{})}
 		r.answerDial(dialResult{conn: stuckConn{c}})
+		r.tell(c, HeartbeatRequest{})
+		synctest.Wait() // its answer is with the goroutine that sends
 		for range maxOutbox + 1 {
 			r.tell(c, HeartbeatRequest{})
 		}
-		r.tell(c, HeartbeatRequest{}) // one is with the goroutine that sends
 		synctest.Wait()
 		if !c.isOver() {
 			t.Error("the stream is still open")
