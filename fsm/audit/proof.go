@@ -28,10 +28,16 @@ const (
 // cluster, the one that opened the job, the one that rolled it to the timestamp, the one with the miner's request for
 // work, the one with the solution and the one with the verdict, in this order; that what they say fits together; and that
 // the proof of work is valid.
-// Which range the request was answered with, and the numbers of job and grant, follow from all records before: the proof
-// states them and they fit, but only an audit of the history shows them. Whoever checks a proof compares the head, both its
-// number of records and its tree, with one from a source that he trusts: an audit of his own,
-// of a data directory or of a running server.
+//
+// Every value in the file is compared with these records, but for three that no record says. They are stated and fit, and
+// only an audit of the history shows them:
+//
+//   - Head.Records: paths lead to the tree from histories of some other lengths too.
+//   - Block.Granted: which range the request was answered with follows from all records before.
+//   - Which request that was, when the miner has sent more than one for the job.
+//
+// Whoever checks a proof compares the head, both its number of records and its tree, with one from a source that he trusts:
+// an audit of his own, of a data directory or of a running server.
 type BlockProof struct {
 	ClusterID string
 	Head      Head // Records and Tree alone
@@ -277,7 +283,7 @@ func (p *BlockProof) verify() error {
 	if len(p.Records) != len(roles) {
 		return fmt.Errorf("%d records, want %d", len(p.Records), len(roles))
 	}
-	commands := make(map[string]fsm.Command, len(roles))
+	commands, entries := make(map[string]fsm.Command, len(roles)), make([]fsm.Entry, len(roles))
 	for i, r := range p.Records {
 		if r.Role != roles[i] {
 			return fmt.Errorf("record %d is the %s, want the %s", r.Number, r.Role, roles[i])
@@ -298,12 +304,20 @@ func (p *BlockProof) verify() error {
 		if r.Command < 0 || r.Command >= len(entry.Commands) {
 			return fmt.Errorf("the %s is command %d of %d", r.Role, r.Command, len(entry.Commands))
 		}
-		commands[r.Role] = entry.Commands[r.Command]
+		commands[r.Role], entries[i] = entry.Commands[r.Command], entry
 	}
 	if cluster, ok := commands["cluster"].(fsm.OpenCluster); !ok || cluster.ClusterID != p.ClusterID {
 		return errors.New("the cluster has another name")
 	}
-	return p.Block.fits(commands)
+	if err := p.Block.fits(commands); err != nil {
+		return err
+	}
+	for i, r := range p.Records {
+		if at := slices.Index(entries[i].Commands, commands[r.Role]); at != r.Command { // the first of equal ones did it
+			return fmt.Errorf("the %s is command %d, and that is command %d again", r.Role, r.Command, at)
+		}
+	}
+	return nil
 }
 
 // fits compares the block with the commands.
