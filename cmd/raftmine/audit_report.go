@@ -65,22 +65,36 @@ type (
 		Address string `json:"address"`
 		Up      bool   `json:"up"`
 		Member  bool   `json:"member"`
+		WasUp   *bool  `json:"was_up,omitempty"` // ever; nil: that is not known
 		DataDir string `json:"data_dir"`
 	}
 	minerAuditView struct {
-		Name         string  `json:"name"`
-		Ranges       uint64  `json:"ranges"`
-		Nonces       uint64  `json:"nonces"`
-		Solutions    uint64  `json:"solutions"`
-		Strikes      uint64  `json:"strikes"`
-		WorkShare    float64 `json:"work_share"`      // estimated from the receipts; 1: all of it
-		WorkLow      float64 `json:"work_share_low"`  // 95 % bounds
-		WorkHigh     float64 `json:"work_share_high"` //
-		LogPValue    float64 `json:"log10_p_value"`   // how likely an honest miner is this bad
-		Implausible  bool    `json:"implausible"`
-		FlaggedIndex uint64  `json:"flagged_index,omitempty"`
-		FlaggedAfter uint64  `json:"flagged_after_ranges,omitempty"`
-		Revoked      uint64  `json:"chunks_revoked,omitempty"` // taken back from it, to be searched again
+		Name           string           `json:"name"`
+		Ranges         uint64           `json:"ranges"`
+		Nonces         uint64           `json:"nonces"`
+		Solutions      uint64           `json:"solutions"`
+		Strikes        uint64           `json:"strikes"`
+		*workShareView                  // nil: no range is left of which it could be said
+		LogPValue      float64          `json:"log10_p_value"` // how likely an honest miner is this bad over all ranges
+		Implausible    bool             `json:"implausible"`
+		FlaggedIndex   uint64           `json:"flagged_index,omitempty"`
+		FlaggedAfter   uint64           `json:"flagged_after_ranges,omitempty"`
+		Impossible     uint64           `json:"ranges_impossible,omitempty"` // whose receipt says alone that they were not searched
+		First          []impossibleView `json:"first_impossible,omitempty"`
+		OthersPValue   *float64         `json:"log10_p_value_others,omitempty"` // as log10_p_value, of the other ranges
+		Revoked        uint64           `json:"chunks_revoked,omitempty"`       // taken back from it, to be searched again
+	}
+	// workShareView estimates which share of the work was done, if it was the same in each range but the impossible ones.
+	workShareView struct {
+		WorkShare float64 `json:"work_share"`     // 1: all of it
+		WorkLow   float64 `json:"work_share_low"` // 95 % bounds
+		WorkHigh  float64 `json:"work_share_high"`
+	}
+	impossibleView struct {
+		Index     uint64  `json:"index"` // of the record with the answer
+		First     uint64  `json:"first"`
+		Last      uint64  `json:"last"`
+		LogPValue float64 `json:"log10_p_value"` // how likely one that is searched is this bad
 	}
 	otherView struct {
 		Source   string        `json:"source"`
@@ -128,14 +142,10 @@ func viewReport(a audited) auditView {
 		v.Blocks[verdictName(verdict)] = int(r.Verdicts[verdict])
 	}
 	for _, s := range r.Servers {
-		v.Servers = append(v.Servers, serverEndView{s.ID, s.Address, s.Up, s.Member, s.DataDir})
+		v.Servers = append(v.Servers, serverEndView{s.ID, s.Address, s.Up, s.Member, &s.WasUp, s.DataDir})
 	}
 	for _, m := range r.Miners {
-		share, low, high := m.Receipts.Share()
-		v.Miners = append(v.Miners, minerAuditView{Name: m.Name, Ranges: m.Receipts.Ranges, Nonces: m.Receipts.Nonces,
-			Solutions: m.Solutions, Strikes: m.Strikes, WorkShare: share, WorkLow: low, WorkHigh: high,
-			LogPValue: max(m.Receipts.LogPValue()/math.Ln10, -1e9), Implausible: m.Receipts.Implausible(),
-			FlaggedIndex: m.Receipts.Flagged.Index, FlaggedAfter: m.Receipts.FlaggedAfter, Revoked: m.Receipts.Revoked})
+		v.Miners = append(v.Miners, viewMiner(m))
 	}
 	if r.OpenJob != nil {
 		job := viewJob(r.OpenJob)
@@ -143,6 +153,28 @@ func viewReport(a audited) auditView {
 	}
 	return v
 }
+
+func viewMiner(m audit.Miner) minerAuditView {
+	r := &m.Receipts
+	v := minerAuditView{Name: m.Name, Ranges: r.Ranges, Nonces: r.Nonces, Solutions: m.Solutions, Strikes: m.Strikes,
+		LogPValue: log10(r.LogPValue()), Implausible: r.Implausible(), FlaggedIndex: r.Flagged.Index, FlaggedAfter: r.FlaggedAfter,
+		Impossible: r.Impossible, Revoked: r.Revoked}
+	share, low, high, known := r.Share()
+	if known || r.Ranges == 0 {
+		v.workShareView = &workShareView{share, low, high}
+	}
+	for _, i := range r.FirstImpossible {
+		v.First = append(v.First, impossibleView{i.Finished.Index, i.Nonces.First, i.Nonces.Last, log10(i.LogPValue)})
+	}
+	if known && r.Impossible > 0 {
+		others := log10(r.Others.LogPValue())
+		v.OthersPValue = &others
+	}
+	return v
+}
+
+// log10 makes a natural logarithm of a probability a decimal one, which JSON can hold.
+func log10(natural float64) float64 { return max(natural/math.Ln10, -1e9) }
 
 // printReport prints the summary, as JSON one object.
 func printReport(out *printer, results []audited, agreements []comparison, rechecked *recheckResult, problems []problem) {
@@ -181,13 +213,7 @@ func (v auditView) write(w io.Writer, strip audit.Strip) {
 		plural(v.Takeovers, "takeover"), v.Leader)
 	var servers []string
 	for _, s := range v.Servers {
-		state := "down"
-		if s.Up {
-			state = "up"
-		} else if !s.Member {
-			state = "removed"
-		}
-		servers = append(servers, fmt.Sprintf("%d %s", s.ID, state))
+		servers = append(servers, fmt.Sprintf("%d %s", s.ID, s.state()))
 	}
 	line("servers", "at the end: %s", strings.Join(servers, ", "))
 	blocks := []string{fmt.Sprintf("%d accepted", v.Blocks["success"])}
@@ -250,6 +276,21 @@ func writeVerdict(w io.Writer, problems []problem) {
 	}
 }
 
+// state is a word for people.
+func (s serverEndView) state() string {
+	switch {
+	case s.Up:
+		return "up"
+	case !s.Member:
+		return "removed"
+	case s.WasUp == nil:
+		return "not up"
+	case !*s.WasUp:
+		return "never up"
+	}
+	return "down"
+}
+
 // doubtful is the decimal logarithm of the probability below which a miner's statistics are told in full. One of a
 // thousand honest miners is below it; what the audit objects to is far rarer, see package audit.
 const doubtful = -3
@@ -261,13 +302,21 @@ func (m minerAuditView) String() string {
 	if m.Strikes > 0 {
 		text += fmt.Sprintf(", %d %s", m.Strikes, plural(m.Strikes, "strike"))
 	}
+	which, p := "its receipts", m.LogPValue
+	if m.Impossible > 0 {
+		text += fmt.Sprintf("; %d %s cannot have been searched", m.Impossible, plural(m.Impossible, "range"))
+		which = "its other receipts"
+	}
+	if m.OthersPValue != nil {
+		p = *m.OthersPValue
+	}
 	switch {
-	case m.Ranges == 0:
-	case m.Implausible || m.LogPValue < doubtful:
-		text += fmt.Sprintf("; its receipts say %.0f %% of the work (%.0f to %.0f %%), an honest miner's are this bad or worse with p = %s",
-			100*m.WorkShare, 100*m.WorkLow, 100*m.WorkHigh, probability(m.LogPValue))
+	case m.Ranges == m.Impossible:
+	case p < doubtful || m.Implausible && m.Impossible == 0:
+		text += fmt.Sprintf("; %s say %.0f %% of the work (%.0f to %.0f %%) if it searched the same share of each range, an honest miner's are "+
+			"this bad or worse with p = %s", which, 100*m.WorkShare, 100*m.WorkLow, 100*m.WorkHigh, probability(p))
 	default:
-		text += fmt.Sprintf("; its receipts are an honest miner's (p = %s)", probability(m.LogPValue))
+		text += fmt.Sprintf("; %s are an honest miner's (p = %s)", which, probability(p))
 	}
 	if m.Implausible {
 		text += fmt.Sprintf(": IMPLAUSIBLE since record %d, after %d %s", m.FlaggedIndex, m.FlaggedAfter, plural(m.FlaggedAfter, "range"))

@@ -71,7 +71,7 @@ func viewState(s *fsm.State, head audit.Head) stateView {
 		Tree: head.Tree.String(), StateDigest: head.State.String(), ClusterID: s.ClusterID(), Stopped: s.Stopped(), Leader: s.Office().ServerID,
 		Servers: []serverEndView{}, Grants: []grantView{}, Miners: []stateMinerView{}, Blocks: s.Accepted()}
 	for _, server := range s.Servers() {
-		v.Servers = append(v.Servers, serverEndView{server.ID, server.Address, server.Up, server.Member, server.DataDir})
+		v.Servers = append(v.Servers, serverEndView{server.ID, server.Address, server.Up, server.Member, nil, server.DataDir})
 	}
 	if j, ok := s.Job(); ok {
 		v.Job = &jobView{ID: j.ID, Height: j.Height, PreviousHash: j.Previous.String(), Bits: j.Bits, Timestamp: j.Timestamp,
@@ -97,13 +97,7 @@ func (v stateView) write(w io.Writer) {
 	}
 	fmt.Fprintf(w, "leader    %d\n", v.Leader)
 	for _, s := range v.Servers {
-		state := "down"
-		if s.Up {
-			state = "up"
-		} else if !s.Member {
-			state = "removed"
-		}
-		fmt.Fprintf(w, "server    %d %-7s %s\n", s.ID, state, s.Address)
+		fmt.Fprintf(w, "server    %d %-7s %s\n", s.ID, s.state(), s.Address)
 	}
 	if j := v.Job; j != nil {
 		fmt.Fprintf(w, "job       %d for block %d, %s, %d bits, round %d: %d of %d chunks finished, %d granted, %d pending\n", j.ID,

@@ -174,9 +174,11 @@ type (
 		Nonce           uint64         `json:"nonce,omitempty"`
 		Miner           string         `json:"miner,omitempty"`
 		GrantID         uint64         `json:"grant_id,omitempty"`
+		GrantedIndex    uint64         `json:"granted_index,omitempty"`
 		GrantedAt       uint64         `json:"granted_unix_ms,omitempty"`
 		SolvedIndex     uint64         `json:"solved_index,omitempty"`
 		SolvedAt        uint64         `json:"solved_unix_ms,omitempty"`
+		SubmittedIndex  uint64         `json:"submitted_index,omitempty"` // of the first submission
 		SubmittedAt     uint64         `json:"submitted_unix_ms,omitempty"`
 		Submissions     uint32         `json:"submissions,omitempty"`
 		Below           *coverageView  `json:"chunks_below_solution,omitempty"`
@@ -261,7 +263,7 @@ func viewJob(j *audit.Job) jobAuditView {
 	v := jobAuditView{eventAt: at("job_closed", j.Closed), Job: j.ID, Height: j.Height, PreviousHash: j.Previous.String(),
 		Bits: j.Bits, Timestamp: j.Timestamp, Rounds: j.Rounds, FirstNonce: j.Nonces.First, LastNonce: j.Nonces.Last,
 		ChunkSize: j.ChunkSize, OpenedIndex: j.Opened.Index, OpenedAt: j.Opened.UnixMilli, Detail: j.Detail,
-		Submissions: j.Submissions, SubmittedAt: j.Submitted.UnixMilli, Chunks: coverageView(j.Searched), Ranges: j.Ranges, Hashes: j.Hashes,
+		Submissions: j.Submissions, SubmittedIndex: j.Submitted.Index, SubmittedAt: j.Submitted.UnixMilli, Chunks: coverageView(j.Searched), Ranges: j.Ranges, Hashes: j.Hashes,
 		ChunksTakenBack: j.Revoked, Regrants: regrantCounts(j.Regrants[:]), Miners: []shareView{}}
 	if end := j.End(); end > j.Start() {
 		v.DurationMS = end - j.Start()
@@ -269,7 +271,7 @@ func viewJob(j *audit.Job) jobAuditView {
 	if s := j.Solution; s != nil {
 		v.eventAt = at("block", j.Settled)
 		v.Hash, v.Nonce, v.Miner, v.GrantID = s.Hash.String(), s.Nonce, s.Miner, s.GrantID
-		v.GrantedAt, v.SolvedIndex, v.SolvedAt = s.Granted.UnixMilli, s.At.Index, s.At.UnixMilli
+		v.GrantedIndex, v.GrantedAt, v.SolvedIndex, v.SolvedAt = s.Granted.Index, s.Granted.UnixMilli, s.At.Index, s.At.UnixMilli
 		below := coverageView(j.Below)
 		v.Below = &below
 	}

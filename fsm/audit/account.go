@@ -293,7 +293,7 @@ func (a *auditor) finish(c fsm.Finish, done bool) {
 	share.Nonces += n
 	share.LastUnixMilli = a.at.UnixMilli
 	excess := pow.Excess(n, a.work.Bits, digest)
-	row.Receipts.Add(n, excess, a.at)
+	row.Receipts.Add(c.Nonces, excess, a.at)
 	if a.o.Searched != nil && a.err == nil {
 		a.err = a.o.Searched(Searched{JobID: c.JobID, Round: a.job.Rounds, GrantID: c.GrantID, Miner: c.Miner, Work: a.work,
 			Nonces: c.Nonces, Receipt: c.Receipt, Digest: digest, Excess: excess, Granted: grantedAt, Finished: a.at})

@@ -9,9 +9,10 @@
 //     what is granted or finished, an answer for what is not held, a chunk below a solution that nobody was ever granted:
 //     each is found, and after every record the account must agree with the state that fsm.State.Apply came to.
 //   - The proofs: every solution and every receipt is hashed with crypto/sha256. Receipts that say that the work was not
-//     done are found by their statistics, see pow.Excess and pow.Receipts. A miner whose ranges were revoked afterwards
-//     is listed, but it is no fault of the history: a leader found it out, and what it had finished of the job was searched
-//     again. Its suspicion starts anew then, and when it is implausible once more and nothing is revoked, that is a fault.
+//     done are found by their statistics, see pow.Excess and pow.Receipts, and those that no search comes to are named. A miner
+//     whose ranges were revoked afterwards is listed, but it is no fault of the history: a leader found it out, and what it
+//     had finished of the job was searched again. Its suspicion starts anew then, and when it is implausible once more and
+//     nothing is revoked, that is a fault.
 //   - One leader a term, jobs one after the other and each step in its order, at most one accepted block a height.
 //   - The head: chain, Merkle tree and state digest, equal to the live ones at the same length, and to every head that was
 //     known before.

@@ -129,9 +129,10 @@ type auditor struct {
 	bytes   uint64
 	ended   bool // by a record that cannot be believed
 
-	leader        uint64 // who proposes in the current term
-	office        uint64 // who took office last
-	lastUnixMilli uint64 // of the record before the current one
+	leader        uint64          // who proposes in the current term
+	office        uint64          // who took office last
+	wasUp         map[uint64]bool // servers, by id
+	lastUnixMilli uint64          // of the record before the current one
 
 	job       *Job // the last one; nil: none yet
 	work      pow.Work
@@ -175,6 +176,7 @@ func newAuditor(o Options) *auditor {
 		state:  fsm.New(),
 		heads:  append([]Head(nil), o.Known...),
 		live:   append([]Live(nil), o.Live...),
+		wasUp:  make(map[uint64]bool),
 		miners: make(map[string]*minerRow),
 	}
 	slices.SortFunc(a.live, func(x, y Live) int { return cmp.Compare(x.Index, y.Index) })
@@ -237,6 +239,9 @@ func (a *auditor) record(r Record) bool {
 	for _, event := range applied.result.Events {
 		if e, ok := event.(fsm.ServerChanged); ok {
 			a.report.ServerChanges++
+			if e.Server.Up {
+				a.wasUp[e.Server.ID] = true
+			}
 			if !e.Server.Up && e.Reason != "added" {
 				a.cell().Faults++
 			}
@@ -357,15 +362,14 @@ func (a *auditor) end() {
 	}
 	for _, m := range sortedMiners(a.miners) {
 		if m.Receipts.Unanswered() {
-			share, low, high := m.Receipts.Share()
-			a.broken(m.Receipts.Flagged.Index, KindWork, "miner %s: after %d ranges its receipts say that the work was not "+
-				"done; over all %d ranges about %.1f %% of it was (%.1f to %.1f %%, 95 times of 100)", m.Name,
-				m.Receipts.FlaggedAfter, m.Receipts.Ranges, 100*share, 100*low, 100*high)
+			a.broken(m.Receipts.Flagged.Index, KindWork, "miner %s: %s", m.Name, &m.Receipts)
 		}
 	}
 	report.ClusterID = a.state.ClusterID()
 	report.Office = a.state.Office()
-	report.Servers = a.state.Servers()
+	for _, server := range a.state.Servers() {
+		report.Servers = append(report.Servers, Server{Server: server, WasUp: a.wasUp[server.ID]})
+	}
 	report.Miners = sortedMiners(a.miners)
 	if a.job != nil && a.phase != fsm.PhaseClosed {
 		a.job.Searched = a.part.below(0)

@@ -40,7 +40,7 @@ type Report struct {
 	Revoked  uint64           // chunks
 
 	Office  fsm.Office
-	Servers []fsm.Server
+	Servers []Server
 	Miners  []Miner // by name
 	OpenJob *Job    // the one that is not over at the end; nil: none
 	Strip   Strip
@@ -51,6 +51,12 @@ type Regrant struct {
 	Reason string
 	Ranges uint64
 	Chunks uint64
+}
+
+// Server is one server at the end of the history.
+type Server struct {
+	fsm.Server
+	WasUp bool // ever
 }
 
 // Miner is one miner over the whole history, also when the state forgot it.
