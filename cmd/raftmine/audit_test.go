@@ -108,8 +108,12 @@ func auditFiles(t *testing.T, dir, source string, head map[string]any) {
 	if code, _, stderr := command(t, "proof", "2", "--data-dir", source, "--file", proof); code != exitDone {
 		t.Fatalf("proof: %s", stderr)
 	}
-	if code, stdout, stderr := command(t, "proof", "--verify", proof); code != exitDone || !strings.Contains(stdout, "block 2 holds") {
+	if code, stdout, stderr := command(t, "proof", "--verify", proof, "--known", known); code != exitDone || !strings.Contains(stdout, "block 2 holds") {
 		t.Errorf("verify: %d, %s%s", code, stdout, stderr)
+	}
+	if code, stdout, stderr := command(t, "proof", "--verify", proof, "--known", other); code != exitFailed || stdout != "" ||
+		!strings.Contains(stderr, "not the known head\nhint: ") {
+		t.Errorf("a proof of another head than the known one: %d, %s%s", code, stdout, stderr)
 	}
 	file, err := os.ReadFile(proof)
 	if err != nil {
@@ -207,6 +211,8 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		{[]string{"proof", "x", "--data-dir", dir}, exitUsage, `height "x"`},
 		{[]string{"proof", "1", "--data-dir", dir}, exitFailed, "holds no history"},
 		{[]string{"proof", "--verify", file}, exitFailed, "proof does not hold"},
+		{[]string{"proof", "--verify", file, "--known", "5:x"}, exitUsage, `--known "5:x"`},
+		{[]string{"proof", "1", "--data-dir", dir, "--known", "5:" + strings.Repeat("0", 64)}, exitUsage, "with --verify"},
 		{[]string{"proof", "--verify", filepath.Join(dir, "none")}, exitFailed, "no such file"},
 	} {
 		code, stdout, stderr := command(t, row.args...)
@@ -427,6 +433,17 @@ func TestWhatDoesNotHoldIsSaidOnce(t *testing.T) {
 		once(stdout+stderr, finding["what"].(string))
 		once(stdout, fmt.Sprintf("history (%s): DOES NOT HOLD at record %v", path, finding["index"]))
 		once(stdout, fmt.Sprintf("history (%s)'s history does not hold: record %v: ", path, finding["index"]))
+	}
+}
+
+// TestHelpOfProofsNamesWhatTheyDoNotProve: package audit tests that all else in a proof is compared.
+func TestHelpOfProofsNamesWhatTheyDoNotProve(t *testing.T) {
+	_, help, _ := command(t, "proof", "--help")
+	_, unproved, _ := strings.Cut(help, "It cannot verify:")
+	for _, name := range []string{"head ", "number of records", "grant_first, grant_last", "(the grant's record and command)"} {
+		if !strings.Contains(unproved, name) {
+			t.Errorf("no %q in\n%s", name, help)
+		}
 	}
 }
 

@@ -15,13 +15,19 @@ import (
 )
 
 func newProofCommand() *cobra.Command {
-	var dataDir, verify, older, file string
+	var dataDir, verify, older, file, known string
 	cmd := &cobra.Command{
 		Use:   "proof HEIGHT|--older HEAD --data-dir DIR | --verify FILE",
 		Short: "Prove one block, or check such a proof",
 		Long: `Write a self-contained proof of the block at HEIGHT: the records of its job, grant, solution and verdict, each with its
-path to the head of the history's Merkle tree. --verify checks a proof without any server; compare the head it names with
-one from an audit or a server that you trust ("raftmine audit --known RECORDS:TREE").
+path to the head of the history's Merkle tree.
+
+--verify checks a proof without any server: every value in it is compared with the records that it holds, the records with
+the tree, and the solution is hashed. It cannot verify:
+  head                      that the tree, and the number of records beside it, are the cluster's: compare both with a head
+                            that you trust (--known does), or look for it in a history ("raftmine audit --known RECORDS:TREE")
+  grant_first, grant_last   which range the miner was granted, and by which of its requests (the grant's record and command):
+                            they fit, and "raftmine audit" shows them
 
 --older RECORDS:TREE writes a proof, of a few hashes, that the history begins with that of an older head: who kept the older
 one learns that nothing was changed up to there.`,
@@ -33,7 +39,9 @@ one learns that nothing was changed up to there.`,
 			}
 			switch {
 			case verify != "" && len(args) == 0 && older == "":
-				return verifyProof(cmd, out, verify)
+				return verifyProof(cmd, out, verify, known)
+			case known != "" && !fromEnvironment(cmd, "known"):
+				return usageError{errors.New("--known is compared with a proof: give it with --verify FILE")}
 			case verify != "" || (len(args) == 0) == (older == ""):
 				return usageError{errors.New("give one of HEIGHT, --older RECORDS:TREE, or --verify FILE")}
 			case dataDir == "":
@@ -60,6 +68,7 @@ one learns that nothing was changed up to there.`,
 	}
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "a server's data directory, a run's folder, or an export")
 	cmd.Flags().StringVar(&verify, "verify", "", "check the proof in this file; - is standard input")
+	cmd.Flags().StringVar(&known, "known", "", "with --verify: a head that you trust, RECORDS:TREE; the proof's must be this one")
 	cmd.Flags().StringVar(&older, "older", "", "prove instead that the history begins with that of this head, RECORDS:TREE")
 	cmd.Flags().StringVar(&file, "file", "", "where to write the proof (default: standard output)")
 	return cmd
@@ -140,7 +149,12 @@ func writeProof(cmd *cobra.Command, out *printer, proof io.WriterTo, file string
 	return out.failed()
 }
 
-func verifyProof(cmd *cobra.Command, out *printer, path string) error {
+// verifyProof checks a proof, and that its head is the known one; empty: nothing is known.
+func verifyProof(cmd *cobra.Command, out *printer, path, known string) error {
+	trusted, ok := parseHead(known)
+	if known != "" && !ok {
+		return usageError{fmt.Errorf("--known %q: want RECORDS:TREE, a number and 64 hex digits", known)}
+	}
 	file, err := proofFile(cmd, path)
 	if err != nil {
 		return err
@@ -150,13 +164,19 @@ func verifyProof(cmd *cobra.Command, out *printer, path string) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: %w", path, err)
-	case prefix != nil:
-		view := viewPrefix(prefix)
-		out.print(view, "%s", view)
-	default:
-		view := viewProof(block)
-		out.print(view, "%s", view)
 	}
+	var view fmt.Stringer
+	var head audit.Head
+	if prefix != nil {
+		view, head = viewPrefix(prefix), prefix.Head
+	} else {
+		view, head = viewProof(block), block.Head
+	}
+	if known != "" && head != trusted {
+		return hinted(fmt.Errorf("%s: it proves something of the history with tree %d:%s, which is not the known head", path, head.Records,
+			head.Tree), fmt.Sprintf("\"raftmine audit --known %d:%s\" says whether a history begins so", head.Records, head.Tree))
+	}
+	out.print(view, "%s", view)
 	return out.failed()
 }
 
