@@ -1,20 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"raftmine/fsm/audit"
 	"raftmine/fsm/pow"
@@ -22,15 +22,15 @@ import (
 
 // auditOptions are the flags of "raftmine audit".
 type auditOptions struct {
-	at       uint64
-	export   string
-	recheck  float64
-	known    []string
-	all      bool
-	ranges   bool
-	threads  int
-	progress bool
-	servers  string
+	at      uint64
+	drawAt  bool // --at was given with --recheck
+	export  string
+	recheck float64
+	known   []string
+	all     bool
+	ranges  bool
+	threads int
+	servers string
 }
 
 func newAuditCommand() *cobra.Command {
@@ -43,9 +43,15 @@ their proofs, the leaders, the faults. Reads only, also beside a running server.
 
 A history is a server's data directory, the folder of a "raftmine run" (then the histories of all its servers are audited
 and compared; the longest is told), or a file that --export wrote. With --servers the histories are those of running
-servers, which send every record: they are verified here, and must come to the very states that the servers have.
+servers, which send every record: they are verified here, and must come to the very states that the servers have. A server
+that does not answer is named, and the others are audited.
 
-The exit code is 0 only if everything holds; otherwise the first broken record is named.`,
+The exit code is 0 only if everything that was asked for was verified and holds; otherwise the first broken record is named,
+or what could not be read.
+
+--recheck searches a sample of the finished ranges again. It is drawn from the hash of the last record, so nobody knew it
+before, and everybody draws the same. The report says which record that was: of a history that has grown since, --at with
+it draws the same sample again. A range that was taken back later counts as it did then.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			known, err := o.validate(cmd)
 			if err != nil {
@@ -62,22 +68,23 @@ The exit code is 0 only if everything holds; otherwise the first broken record i
 			if err != nil {
 				return err
 			}
-			sources, err := findSources(cmd.Context(), args, servers)
+			sources, silent, err := findSources(cmd.Context(), out, args, servers)
 			if err != nil {
 				return err
 			}
-			if cmd.Flags().Changed("at") {
+			if cmd.Flags().Changed("at") && !o.drawAt {
 				err := printStateAt(cmd.Context(), out, sources[0], o.at)
+				if len(silent) > 0 {
+					err = errors.Join(err, nothingRead(silent))
+				}
 				return errors.Join(err, out.failed())
 			}
-			file, terminal := out.w.(*os.File)
-			o.progress = terminal && !out.json && term.IsTerminal(int(file.Fd()))
-			err = o.audit(cmd.Context(), out, sources, known)
+			err = o.audit(cmd.Context(), out, sources, silent, known)
 			return errors.Join(err, out.failed())
 		},
 	}
 	cmd.Flags().StringVar(&o.servers, "servers", "", "audit the histories of running servers at these addresses, comma separated")
-	cmd.Flags().Uint64Var(&o.at, "at", 0, "print the state as of this record instead")
+	cmd.Flags().Uint64Var(&o.at, "at", 0, "print the state as of this record instead; with --recheck: draw the sample as of it")
 	cmd.Flags().StringVar(&o.export, "export", "", "write the history (of several the longest) to this file as JSON lines")
 	cmd.Flags().Float64Var(&o.recheck, "recheck", 0, "search this fraction of the finished ranges again, above 0 to 1")
 	cmd.Flags().StringSliceVar(&o.known, "known", nil, "a head seen before, as RECORDS:TREE; the history must begin with it")
@@ -91,8 +98,9 @@ func (o *auditOptions) validate(cmd *cobra.Command) (known []audit.Head, err err
 	if cmd.Flags().Changed("recheck") && !(o.recheck > 0 && o.recheck <= 1) {
 		return nil, fmt.Errorf("--recheck %v: want a fraction above 0, at most 1", o.recheck)
 	}
-	if cmd.Flags().Changed("at") && (o.export != "" || o.recheck > 0 || len(o.known) > 0 || o.ranges) {
-		return nil, errors.New("--at prints a state and audits nothing: give it without --export, --recheck, --known and --ranges")
+	o.drawAt = cmd.Flags().Changed("at") && o.recheck > 0
+	if cmd.Flags().Changed("at") && !o.drawAt && (o.export != "" || len(o.known) > 0 || o.ranges) {
+		return nil, errors.New("--at prints a state and audits nothing: give it without --export, --known and --ranges, or with --recheck")
 	}
 	if o.threads < 1 || o.threads > 1024 {
 		return nil, fmt.Errorf("--threads %d: want 1 to 1024", o.threads)
@@ -121,56 +129,119 @@ type audited struct {
 	report *audit.Report
 }
 
-// audit does the whole job. The error names the first thing that does not hold.
-func (o *auditOptions) audit(ctx context.Context, out *printer, sources []source, known []audit.Head) error {
+// auditOutcome is what an audit came to.
+type auditOutcome struct {
+	results    []audited
+	agreements []comparison
+	rechecked  *recheckResult
+	notDone    string   // why there was no recheck, although one was asked for
+	asked      int      // how many histories
+	unread     []unread // those of which something could not be read
+	problems   []problem
+}
+
+// audit does the whole job. The error names the first thing that does not hold, or else what could not be verified.
+func (o *auditOptions) audit(ctx context.Context, out *printer, sources []source, silent []unread, known []audit.Head) error {
 	if o.export != "" {
 		if err := mayExport(o.export); err != nil {
 			return fmt.Errorf("--export %s: %w", o.export, err)
 		}
 	}
-	var results []audited
-	for i, s := range sources {
+	done := auditOutcome{asked: len(sources) + len(silent), unread: silent}
+	for _, s := range sources {
 		var tell *story
-		if i == 0 { // the others tell the same
+		if len(done.results) == 0 { // the others tell the same
 			out.print(auditStart{Event: "audit_started", Source: s.path, Server: s.id}, "%s's history in %s", s.name, s.path)
 			tell = newStory(out, o.all)
 		}
 		report, err := o.replay(ctx, out, s, known, tell)
-		if err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+		if unreadable(ctx, err) {
+			done.unread = append(done.unread, unread{s.name, s.path, s.id, err})
+			if tell != nil {
+				out.print(auditStop{Event: "audit_stopped", Source: s.path, Server: s.id, Error: err.Error()},
+					"%s's history could not be read to its end, so another one is told", s.name)
+			}
+			continue
+		} else if err != nil {
+			return done.endedBy(fmt.Errorf("%s: %w", s.name, err))
 		}
-		results = append(results, audited{s, report})
+		done.results = append(done.results, audited{s, report})
 	}
-	first := results[0]
-	var rechecked *recheckResult
-	if o.recheck > 0 && first.report.Holds() {
-		result, err := o.searchAgain(ctx, out, first)
-		if err != nil {
-			return fmt.Errorf("%s: recheck: %w", first.name, err)
+	if len(done.results) == 0 {
+		return nothingRead(done.unread)
+	}
+	if o.recheck > 0 {
+		if err := o.doRecheck(ctx, out, &done); err != nil {
+			return done.endedBy(err)
 		}
-		rechecked = result
 	}
-	agreements, err := compareAll(ctx, results)
-	if err != nil {
-		return err
+	if err := done.compare(ctx, out); err != nil {
+		return done.endedBy(err)
 	}
-	problems := problemsOf(results, agreements, rechecked)
-	printReport(out, results, agreements, rechecked, problems)
-	var failure error
-	if len(problems) > 0 && out.json {
-		failure = errors.New(problems[0].full)
-	} else if len(problems) > 0 {
-		failure = errors.New(problems[0].short) // the report has just said the rest
-	}
+	done.findProblems()
+	printReport(out, done)
+	failure := done.failure(out.json)
+	first := done.results[0]
 	if o.export != "" && first.report.Head.State == (pow.Hash{}) {
 		// What is readable of it would be an export that holds.
-		return errors.Join(failure, fmt.Errorf("--export %s: nothing was written, because the history is broken off", o.export))
+		return exportFailed(failure, o.export, errors.New("nothing was written, because the history is broken off"))
 	} else if o.export != "" {
 		if err := export(ctx, out, first, o.export); err != nil {
-			return errors.Join(failure, fmt.Errorf("--export %s: %w", o.export, err))
+			return exportFailed(failure, o.export, err)
 		}
 	}
 	return failure
+}
+
+// endedBy is what an audit ends with that comes to no report. An interruption does not hide what was found before it.
+func (d *auditOutcome) endedBy(err error) error {
+	if d.findProblems(); len(d.problems) > 0 && errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s; then it was %w", d.problems[0].full, errInterrupted)
+	}
+	return err
+}
+
+// exportFailed adds what became of an export to what the audit came to, which is told also when the export was interrupted.
+func exportFailed(failure error, path string, err error) error {
+	if failure == nil {
+		return fmt.Errorf("--export %s: %w", path, err)
+	}
+	if errors.Is(err, context.Canceled) {
+		err = errInterrupted
+	}
+	return fmt.Errorf("%w; --export %s: %w", failure, path, err)
+}
+
+// unreadable reports whether an error says that a history could not be read, of which nothing follows, and is no
+// interruption of the whole.
+func unreadable(ctx context.Context, err error) bool {
+	return errors.Is(err, audit.ErrInterrupted) && ctx.Err() == nil
+}
+
+// doRecheck searches a sample of the first history again, or notes why that was not done.
+func (o *auditOptions) doRecheck(ctx context.Context, out *printer, done *auditOutcome) error {
+	first := done.results[0]
+	head := first.report.Head
+	if head.State == (pow.Hash{}) {
+		done.notDone = "the history is broken off"
+		return nil
+	}
+	var err error
+	if o.drawAt {
+		err = first.shown(out, "read").read(ctx, func(p pass) (err error) {
+			_, head, err = audit.StateAt(audit.Beginning(p.records, head.Records), o.at)
+			return err
+		})
+	}
+	if err == nil {
+		done.rechecked, err = o.searchAgain(ctx, out, first, head)
+	}
+	if unreadable(ctx, err) || errors.Is(err, audit.ErrNotFound) {
+		done.notDone = err.Error()
+	} else if err != nil {
+		return fmt.Errorf("%s: recheck: %w", first.name, err)
+	}
+	return nil
 }
 
 // replay audits one history. tell is nil when its events are not printed.
@@ -185,14 +256,7 @@ func (o *auditOptions) replay(ctx context.Context, out *printer, s source, known
 			options.Searched = tell.searched
 		}
 	}
-	if o.progress {
-		began := time.Now()
-		options.Progress = func(records, _ uint64) {
-			out.setLive(fmt.Sprintf("%s: %d records replayed, %.0f/s", s.name, records, float64(records)/time.Since(began).Seconds()))
-		}
-		defer out.setLive("")
-	}
-	err = s.read(ctx, func(p pass) error {
+	err = s.shown(out, "replayed").read(ctx, func(p pass) error {
 		options.EndsAt = p.endsAt
 		report, err = audit.Replay(p.records, options)
 		return err
@@ -210,32 +274,36 @@ type comparison struct {
 	of   audited
 }
 
-// compareAll compares every history with the longest.
-func compareAll(ctx context.Context, results []audited) (agreements []comparison, err error) {
-	longest := results[0]
-	for _, r := range results[1:] {
-		if r.report.Head.Records > longest.report.Head.Records {
-			longest = r
-		}
-	}
-	for _, r := range results {
+// longest returns the history with the most records, of equal ones the first.
+func (d *auditOutcome) longest() audited {
+	return slices.MaxFunc(d.results, func(a, b audited) int { return cmp.Compare(a.report.Head.Records, b.report.Head.Records) })
+}
+
+// compare compares every history with the longest.
+func (d *auditOutcome) compare(ctx context.Context, out *printer) (err error) {
+	longest := d.longest()
+	for _, r := range d.results {
 		if r.path == longest.path {
 			continue
 		}
 		a := comparison{with: longest, of: r}
-		err = r.read(ctx, func(left pass) error {
+		err = r.shown(out, "compared").read(ctx, func(left pass) error {
 			return longest.read(ctx, func(right pass) error {
 				a.Agreement, err = audit.Compare(audit.Beginning(left.records, r.report.Head.Records),
 					audit.Beginning(right.records, longest.report.Head.Records))
 				return err
 			})
 		})
-		if err != nil && r.report.Holds() && longest.report.Holds() {
-			return nil, fmt.Errorf("compare %s with %s: %w", r.name, longest.name, err)
+		switch {
+		case unreadable(ctx, err):
+			d.unread = append(d.unread, unread{r.name, r.path, r.id, fmt.Errorf("compare with %s: %w", longest.name, err)})
+			continue
+		case err != nil && (ctx.Err() != nil || r.report.Holds() && longest.report.Holds()):
+			return fmt.Errorf("compare %s with %s: %w", r.name, longest.name, err)
 		}
-		agreements = append(agreements, a)
+		d.agreements = append(d.agreements, a)
 	}
-	return agreements, nil
+	return nil
 }
 
 // problem is one thing that does not hold.
@@ -244,29 +312,59 @@ type problem struct {
 	full  string // and what is wrong
 }
 
-// problemsOf returns what does not hold, first things first; none: everything holds.
-func problemsOf(results []audited, agreements []comparison, rechecked *recheckResult) (problems []problem) {
+// findProblems collects what does not hold, first things first; none: everything holds.
+func (d *auditOutcome) findProblems() {
 	broken := func(name string, index uint64, what string) {
-		problems = append(problems, problem{fmt.Sprintf("%s's history does not hold: see record %d in the report", name, index),
+		d.problems = append(d.problems, problem{fmt.Sprintf("%s's history does not hold: see record %d in the report", name, index),
 			fmt.Sprintf("%s's history does not hold: record %d: %s", name, index, what)})
 	}
-	for _, r := range results {
+	for _, r := range d.results {
 		for _, f := range r.report.Findings {
 			broken(r.name, f.Index, fmt.Sprintf("%s: %s", f.Kind, f.What))
 		}
 	}
-	for _, a := range agreements {
+	for _, a := range d.agreements {
 		if a.Parts() {
 			short := fmt.Sprintf("the histories of %s and %s part after %d %s", a.of.name, a.with.name, a.Same, plural(a.Same, "record"))
-			problems = append(problems, problem{short, fmt.Sprintf("%s: at index %d and %d", short, a.LeftIndex, a.RightIndex)})
+			d.problems = append(d.problems, problem{short, fmt.Sprintf("%s: at index %d and %d", short, a.LeftIndex, a.RightIndex)})
 		}
 	}
-	if rechecked != nil {
-		for _, w := range rechecked.Wrong {
-			broken(results[0].name, w.Index, w.What)
+	if d.rechecked != nil {
+		for _, w := range d.rechecked.Wrong {
+			broken(d.results[0].name, w.Index, w.What)
 		}
 	}
-	return problems
+}
+
+// unverified says what was asked for and could not be verified, in full or in short; empty: nothing.
+func (d *auditOutcome) unverified(full bool) string {
+	var parts []string
+	if n := len(d.unread); n > 0 && !full {
+		parts = append(parts, fmt.Sprintf("%d of %d histories could not be read", n, d.asked))
+	}
+	for _, u := range d.unread {
+		if full {
+			parts = append(parts, fmt.Sprintf("%s could not be read: %v", u.name, u.err))
+		}
+	}
+	if d.notDone != "" {
+		parts = append(parts, "nothing was searched again"+choose(full, ": "+d.notDone, ""))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// failure is what the audit ends with: what does not hold goes before what is not known. The report for people has just said
+// the rest, so that it is short for them.
+func (d *auditOutcome) failure(full bool) error {
+	switch unverified := d.unverified(full); {
+	case len(d.problems) > 0 && full:
+		return errors.New(d.problems[0].full)
+	case len(d.problems) > 0:
+		return errors.New(d.problems[0].short)
+	case unverified != "":
+		return errors.New(unverified + choose(full, "", ": see the report"))
+	}
+	return nil
 }
 
 // mayExport refuses to put an export into the place of what is no export, above all of a file of a data directory.
@@ -329,7 +427,7 @@ func export(ctx context.Context, out *printer, a audited, path string) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, file.Cleanup()) }()
-	err = a.read(ctx, func(p pass) error {
+	err = a.shown(out, "exported").read(ctx, func(p pass) error {
 		_, err := audit.Export(file, audit.Beginning(p.records, a.report.Head.Records))
 		return err
 	})

@@ -16,6 +16,7 @@ import (
 // recheckResult is what searching a sample again came to.
 type recheckResult struct {
 	Fraction float64        `json:"fraction"`
+	At       uint64         `json:"drawn_at"` // index of the record whose chain hash drew the sample
 	Ranges   uint64         `json:"ranges"`
 	Nonces   uint64         `json:"nonces"`
 	Seconds  float64        `json:"seconds"`
@@ -30,11 +31,11 @@ type recheckWrong struct {
 	What  string `json:"what"`
 }
 
-// searchAgain searches the sample of a history again and compares receipts.
-func (o *auditOptions) searchAgain(ctx context.Context, out *printer, a audited) (*recheckResult, error) {
+// searchAgain searches the sample again that head draws of a history, and compares receipts.
+func (o *auditOptions) searchAgain(ctx context.Context, out *printer, a audited, head audit.Head) (*recheckResult, error) {
 	began := time.Now()
 	kernel := sha256d.Best()
-	result := &recheckResult{Fraction: o.recheck, Kernel: kernel.Name, Wrong: []recheckWrong{}}
+	result := &recheckResult{Fraction: o.recheck, At: head.Index, Kernel: kernel.Name, Wrong: []recheckWrong{}}
 	var mu sync.Mutex // guards result
 	drawn := make(chan audit.Sampled)
 	var workers sync.WaitGroup
@@ -48,7 +49,7 @@ func (o *auditOptions) searchAgain(ctx context.Context, out *printer, a audited)
 				}
 				mu.Lock()
 				result.add(s, receipt, digest, solved)
-				if o.progress {
+				if out.terminal {
 					out.setLive(fmt.Sprintf("searched again: %d %s, %s", result.Ranges, plural(result.Ranges, "range"),
 						hashRate(float64(result.Nonces)/time.Since(began).Seconds())))
 				}
@@ -57,7 +58,7 @@ func (o *auditOptions) searchAgain(ctx context.Context, out *printer, a audited)
 		})
 	}
 	err := a.read(ctx, func(p pass) error {
-		return audit.Sample(p.records, a.report.Head, o.recheck, func(s audit.Sampled) error {
+		return audit.Sample(p.records, head, o.recheck, func(s audit.Sampled) error {
 			select {
 			case drawn <- s:
 				return nil

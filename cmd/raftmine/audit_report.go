@@ -14,7 +14,8 @@ import (
 type (
 	auditView struct {
 		Event       string           `json:"event"`
-		Holds       bool             `json:"holds"`
+		Holds       bool             `json:"holds"`   // everything that was asked for was verified, and holds
+		Verdict     string           `json:"verdict"` // holds, does_not_hold, or else not_verified: something could not be read
 		Error       string           `json:"error,omitempty"`
 		Findings    []findingView    `json:"findings"`
 		FindingsAll uint64           `json:"findings_total"`
@@ -46,7 +47,16 @@ type (
 		Miners      []minerAuditView `json:"miners"`
 		OpenJob     *jobAuditView    `json:"open_job"`
 		Others      []otherView      `json:"others"`
+		Unread      []unreadHistory  `json:"unread"` // what could not be read, and therefore is not verified
 		Recheck     *recheckResult   `json:"recheck,omitempty"`
+		NotDone     string           `json:"recheck_not_done,omitempty"` // why there was none, although it was asked for
+	}
+	unreadHistory struct {
+		Source string `json:"source"`
+		Server uint64 `json:"server,omitempty"`
+		Error  string `json:"error"`
+
+		name string
 	}
 	liveView struct {
 		AppliedIndex uint64 `json:"applied_index"`
@@ -106,6 +116,7 @@ type (
 		Same     uint64        `json:"same_records"` // as the longest history
 		Behind   uint64        `json:"records_behind"`
 		Parts    bool          `json:"parts"`
+		Compared bool          `json:"compared"` // false: it could not be
 
 		name string
 	}
@@ -137,7 +148,7 @@ func viewReport(a audited) auditView {
 		Commands: r.Commands, Bytes: r.Bytes, Terms: r.Terms, Takeovers: r.Takeovers, Stops: r.Stops, Recoveries: r.Recoveries,
 		Strikes: r.Strikes, Jobs: r.Jobs, Blocks: map[string]int{}, Stale: r.Stale, Rolls: r.Rolls, Ranges: r.Ranges,
 		Nonces: r.Nonces, Regrants: regrantCounts(r.Regrants[:]), Revoked: r.Revoked, Leader: r.Office.ServerID,
-		Servers: []serverEndView{}, Miners: []minerAuditView{}, Others: []otherView{}}
+		Servers: []serverEndView{}, Miners: []minerAuditView{}, Others: []otherView{}, Unread: []unreadHistory{}}
 	for verdict := fsm.VerdictSuccess; verdict <= fsm.VerdictUnknown; verdict++ {
 		v.Blocks[verdictName(verdict)] = int(r.Verdicts[verdict])
 	}
@@ -177,17 +188,27 @@ func viewMiner(m audit.Miner) minerAuditView {
 func log10(natural float64) float64 { return max(natural/math.Ln10, -1e9) }
 
 // printReport prints the summary, as JSON one object.
-func printReport(out *printer, results []audited, agreements []comparison, rechecked *recheckResult, problems []problem) {
-	view := viewReport(results[0])
-	view.Holds, view.Recheck = len(problems) == 0, rechecked
-	if len(problems) > 0 {
-		view.Error = problems[0].full
+func printReport(out *printer, done auditOutcome) {
+	view := viewReport(done.results[0])
+	view.Recheck, view.NotDone = done.rechecked, done.notDone
+	switch failure := done.failure(true); {
+	case failure == nil:
+		view.Holds, view.Verdict = true, "holds"
+	case len(done.problems) > 0:
+		view.Verdict, view.Error = "does_not_hold", failure.Error()
+	default:
+		view.Verdict, view.Error = "not_verified", failure.Error()
 	}
-	for _, r := range results[1:] {
+	for _, u := range done.unread {
+		view.Unread = append(view.Unread, unreadHistory{u.path, u.id, u.err.Error(), u.name})
+	}
+	longest := done.longest()
+	for _, r := range done.results[1:] {
 		other := otherView{Source: r.path, Server: r.id, Live: viewLive(r.live), Holds: r.report.Holds(), Findings: viewFindings(r.report),
-			Head: viewHead(r.report.Head), Same: r.report.Head.Records, name: r.name}
-		for _, a := range agreements {
+			Head: viewHead(r.report.Head), Same: r.report.Head.Records, Compared: r.path == longest.path, name: r.name}
+		for _, a := range done.agreements {
 			if a.of.path == r.path {
+				other.Compared = true
 				other.Same, other.Parts = a.Same, a.Parts()
 				other.Behind = a.with.report.Head.Records - r.report.Head.Records
 			}
@@ -195,8 +216,8 @@ func printReport(out *printer, results []audited, agreements []comparison, reche
 		view.Others = append(view.Others, other)
 	}
 	var text strings.Builder
-	view.write(&text, results[0].report.Strip)
-	writeVerdict(&text, problems)
+	view.write(&text, done.results[0].report.Strip)
+	done.writeVerdict(&text)
 	out.print(view, "%s", strings.TrimSuffix(text.String(), "\n"))
 }
 
@@ -245,13 +266,23 @@ func (v auditView) write(w io.Writer, strip audit.Strip) {
 		}
 		line(title, "%s", o)
 	}
+	for i, u := range v.Unread {
+		title := ""
+		if i == 0 {
+			title = "unread"
+		}
+		line(title, "%s: %s", u.name, u.Error)
+	}
 	if r := v.Recheck; r != nil {
 		line("recheck", "%d %s searched again (%s hashes, %.1f s, kernel %s): %d wrong, %d of ranges that were revoked", r.Ranges,
 			plural(r.Ranges, "range"), count(r.Nonces), r.Seconds, r.Kernel, len(r.Wrong), r.Revoked)
+		line("", "drawn by record %d: --recheck %v --at %d draws the same again", r.At, r.Fraction, r.At)
+	} else if v.NotDone != "" {
+		line("recheck", "not done: %s", v.NotDone)
 	}
 	line("chain", "%s", v.Head.Chain)
 	line("tree", "%d:%s", v.Head.Records, v.Head.Tree)
-	if v.Holds {
+	if v.Verdict != "does_not_hold" {
 		same := ""
 		if v.Live != nil {
 			same = fmt.Sprintf(", as the running server's own after record %d", v.Live.AppliedIndex)
@@ -261,13 +292,21 @@ func (v auditView) write(w io.Writer, strip audit.Strip) {
 }
 
 // writeVerdict says what does not hold, here and nowhere else in the report.
-func writeVerdict(w io.Writer, problems []problem) {
-	if len(problems) == 0 {
+func (d *auditOutcome) writeVerdict(w io.Writer) {
+	unverified := d.unverified(false)
+	switch {
+	case len(d.problems) == 0 && unverified == "":
 		fmt.Fprintf(w, "\neverything holds\n")
 		return
+	case len(d.problems) == 0:
+		fmt.Fprintf(w, "\nNOT EVERYTHING IS VERIFIED: %s; what was read holds\n", unverified)
+		return
 	}
-	fmt.Fprintf(w, "\nDOES NOT HOLD: %s\n", problems[0].full)
-	for i, p := range problems[1:] {
+	fmt.Fprintf(w, "\nDOES NOT HOLD: %s\n", d.problems[0].full)
+	if unverified != "" {
+		fmt.Fprintf(w, "  and %s\n", unverified)
+	}
+	for i, p := range d.problems[1:] {
 		if i == 10 {
 			fmt.Fprintf(w, "  and more; -o json lists up to a hundred of each history\n")
 			break
@@ -339,6 +378,8 @@ func (o otherView) String() string {
 	switch {
 	case !o.Holds && len(o.Findings) > 0:
 		return fmt.Sprintf("%s: DOES NOT HOLD at record %d", o.name, o.Findings[0].Index)
+	case !o.Compared:
+		return fmt.Sprintf("%s: holds in itself, and could not be compared", o.name)
 	case o.Parts:
 		return fmt.Sprintf("%s: ANOTHER HISTORY after %d %s", o.name, o.Same, plural(o.Same, "record"))
 	case o.Behind > 0:

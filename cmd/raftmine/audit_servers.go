@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"raftmine/fsm/audit"
@@ -19,26 +20,36 @@ const (
 )
 
 // serverSources returns the histories of running servers, each up to what its server has applied by now: so every pass
-// over it is the same, and its end has a live state to be compared with.
-func serverSources(ctx context.Context, addresses []string) ([]source, error) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
+// over it is the same, and its end has a live state to be compared with. Those that do not answer are returned apart. The
+// error is that of ctx.
+func serverSources(ctx context.Context, addresses []string) (sources []source, silent []unread, err error) {
 	client := rpc.NewClusterClient()
 	defer client.Close()
-	var sources []source
-	for _, address := range slices.Compact(slices.Sorted(slices.Values(addresses))) {
-		status, err := client.Status(ctx, address)
-		if err != nil {
-			return nil, hinted(fmt.Errorf("server at %s: %w", address, err),
-				"check the address, and that a server runs there; the history of one that does not run is in its data directory")
-		}
-		if status.AppliedIndex == 0 {
-			return nil, fmt.Errorf("server at %s has no history yet", address)
-		}
-		sources = append(sources, serverSource(address, status))
+	addresses = slices.Compact(slices.Sorted(slices.Values(addresses)))
+	statuses, errs := make([]rpc.Status, len(addresses)), make([]error, len(addresses))
+	var asked sync.WaitGroup
+	for i, address := range addresses {
+		asked.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+			defer cancel()
+			statuses[i], errs[i] = client.Status(ctx, address)
+			if errs[i] == nil && statuses[i].AppliedIndex == 0 {
+				errs[i] = errNoHistory
+			}
+		})
 	}
-	return sources, nil
+	asked.Wait()
+	for i, address := range addresses {
+		if errs[i] != nil {
+			silent = append(silent, unread{name: "server at " + address, path: address, id: statuses[i].ServerID, err: errs[i]})
+		} else {
+			sources = append(sources, serverSource(address, statuses[i]))
+		}
+	}
+	return sources, silent, ctx.Err()
 }
+
+var errNoHistory = errors.New("it has no history yet")
 
 func serverSource(address string, status rpc.Status) source {
 	live := audit.Live{Index: status.AppliedIndex, State: status.StateDigest}
@@ -60,7 +71,7 @@ func serverRecords(ctx context.Context, client *rpc.PeerClient, address string, 
 		for {
 			for r, err := range client.History(ctx, address, request) {
 				if err != nil {
-					yield(audit.Record{}, unread(err, request.AfterIndex))
+					yield(audit.Record{}, stopped(err, request.AfterIndex))
 					return
 				}
 				if !yield(audit.Record{Index: r.Index, Term: r.Term, Data: r.Data, Chain: r.Chain}, nil) {
@@ -83,9 +94,9 @@ func serverRecords(ctx context.Context, client *rpc.PeerClient, address string, 
 	}
 }
 
-// unread tells a server that cannot be asked, of which nothing follows, from one whose history is broken behind the record
+// stopped tells a server that cannot be asked, of which nothing follows, from one whose history is broken behind the record
 // at after: the place itself does not come over the network.
-func unread(err error, after uint64) error {
+func stopped(err error, after uint64) error {
 	if errors.Is(err, raftnode.ErrHistoryGap) || errors.Is(err, raftnode.ErrJournalDamaged) {
 		return placedError{err, after + 1}
 	}

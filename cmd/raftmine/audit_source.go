@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"raftmine/fsm/audit"
 	"raftmine/raftnode"
@@ -34,15 +35,19 @@ type pass struct {
 }
 
 // findSources returns the histories that the arguments name, data directories, folders of "raftmine run", and exports, and
-// those of running servers. The longest comes first: a server that was killed has less to tell.
-func findSources(ctx context.Context, args, servers []string) ([]source, error) {
+// those of running servers. The longest comes first: a server that was killed has less to tell. Servers that do not answer
+// are returned apart, unless there is nothing else: then they are the error.
+func findSources(ctx context.Context, out *printer, args, servers []string) ([]source, []unread, error) {
 	sources, err := namedSources(args)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	running, err := serverSources(ctx, servers)
-	if sources = append(sources, running...); err != nil || len(sources) == 1 {
-		return sources, err
+	running, silent, err := serverSources(ctx, servers)
+	if sources = append(sources, running...); err == nil && len(sources) == 0 {
+		err = nothingRead(silent)
+	}
+	if err != nil || len(sources) == 1 {
+		return sources, silent, err
 	}
 	named := make(map[string]int)
 	for _, s := range sources {
@@ -58,7 +63,7 @@ func findSources(ctx context.Context, args, servers []string) ([]source, error) 
 		if s.last > 0 {
 			continue
 		}
-		err := s.read(ctx, func(p pass) error {
+		err := s.shown(out, "counted").read(ctx, func(p pass) error {
 			for r, err := range p.records {
 				if err != nil {
 					return ctx.Err() // what is broken is the audit's to say
@@ -68,11 +73,28 @@ func findSources(ctx context.Context, args, servers []string) ([]source, error) 
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	slices.SortStableFunc(sources, func(a, b source) int { return cmp.Compare(b.last, a.last) })
-	return sources, nil
+	return sources, silent, nil
+}
+
+// unread is a history that was asked for and could not be read, or not to its end. Nothing is known of it.
+type unread struct {
+	name, path string
+	id         uint64 // of the server; 0: not known
+	err        error
+}
+
+// nothingRead is the error when nothing else is left to audit.
+func nothingRead(all []unread) error {
+	var errs []error
+	for _, u := range all {
+		errs = append(errs, fmt.Errorf("%s: %w", u.name, u.err))
+	}
+	return hinted(errors.Join(errs...),
+		"check the address, and that a server runs there; the history of one that does not run is in its data directory")
 }
 
 func namedSources(args []string) ([]source, error) {
@@ -206,6 +228,38 @@ func placed(err error) error {
 		return placedError{err, gap.After + 1}
 	}
 	return err
+}
+
+// shownEach is how many records pass between two changes of a live line.
+const shownEach = 1 << 13
+
+// shown returns s with passes that show on a terminal how far they are. done says what is done with a record.
+func (s source) shown(out *printer, done string) source {
+	if !out.terminal {
+		return s
+	}
+	open := s.open
+	s.open = func(ctx context.Context) (pass, error) {
+		p, err := open(ctx)
+		if err != nil {
+			return pass{}, err
+		}
+		records := p.records
+		p.records = func(yield func(audit.Record, error) bool) {
+			defer out.setLive("")
+			n, began := 0, time.Now()
+			for record, err := range records {
+				if !yield(record, err) {
+					return
+				}
+				if n++; n%shownEach == 0 {
+					out.setLive(fmt.Sprintf("%s: %d records %s, %.0f/s", s.name, n, done, float64(n)/time.Since(began).Seconds()))
+				}
+			}
+		}
+		return p, nil
+	}
+	return s
 }
 
 // begin begins a pass whose records end with ctx.

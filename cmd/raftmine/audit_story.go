@@ -87,6 +87,13 @@ type (
 		Source string `json:"source"`
 		Server uint64 `json:"server,omitempty"`
 	}
+	// auditStop: the history could not be read to its end. Another one is told from its beginning, when there is one.
+	auditStop struct {
+		Event  string `json:"event"`
+		Source string `json:"source"`
+		Server uint64 `json:"server,omitempty"`
+		Error  string `json:"error"`
+	}
 	exported struct {
 		Event   string `json:"event"`
 		File    string `json:"file"`

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -81,6 +82,17 @@ func TestLongAuditShowsProgressOnATerminal(t *testing.T) {
 	}
 	if strings.Contains(plain, "\x1b") || strings.Contains(plain, "replayed") {
 		t.Errorf("progress where there is no terminal:\n%s", plain)
+	}
+
+	other := filepath.Join(t.TempDir(), "other.jsonl")
+	if err := os.Link(long, other); err != nil {
+		t.Fatal(err)
+	}
+	_, written = onTerminal(t, "audit", long, other, "--export", filepath.Join(t.TempDir(), "export"), "--recheck", "1", "--at", "17000")
+	for _, done := range []string{"counted", "replayed", "read", "compared", "exported"} {
+		if !regexp.MustCompile(`jsonl: 16384 records ` + done + `, \d+/s`).MatchString(written) {
+			t.Errorf("no progress of records that are %s", done)
+		}
 	}
 
 	if _, written = onTerminal(t, "audit", goldenExport, "--recheck", "1"); !strings.Contains(written, wipe) || !strings.Contains(written, "searched again: 1 range,") {

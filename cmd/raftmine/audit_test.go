@@ -198,7 +198,7 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		{[]string{"audit", dir, "--known", "5"}, exitUsage, `--known "5"`},
 		{[]string{"audit", dir, "--threads", "0"}, exitUsage, "--threads 0"},
 		{[]string{"audit", goldenExport, "--at", "10", "--export", filepath.Join(dir, "out")}, exitUsage, "without --export"},
-		{[]string{"audit", goldenExport, "--at", "10", "--recheck", "1"}, exitUsage, "without --export"},
+		{[]string{"audit", dir, "--at", "10", "--recheck", "0"}, exitUsage, "--recheck 0"},
 		{[]string{"audit", goldenExport, "--at", "10", "--known", "5:" + strings.Repeat("0", 64)}, exitUsage, "without --export"},
 		{[]string{"audit", goldenExport, "--at", "10", "--ranges"}, exitUsage, "without --export"},
 		{[]string{"audit", dir}, exitFailed, "holds no history"},

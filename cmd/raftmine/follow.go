@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
-
-	"golang.org/x/term"
 
 	"raftmine/fsm"
 	"raftmine/rpc"
@@ -126,13 +123,11 @@ func (c *cluster) watchable() []string {
 // showProgress shows how the search goes until ctx ends: a live line on a terminal, a plain line now and then elsewhere.
 // With JSON only trouble with the web service is told, which nothing else says.
 func (c *cluster) showProgress(ctx context.Context) {
-	file, ok := c.out.w.(*os.File)
-	live := ok && term.IsTerminal(int(file.Fd()))
 	each := plainEach
-	if live || c.out.json {
+	if c.out.terminal || c.out.json {
 		each = liveEach
 	}
-	if live {
+	if c.out.terminal {
 		defer c.out.setLive("")
 	}
 	ticker := time.NewTicker(each)
@@ -155,7 +150,7 @@ func (c *cluster) showProgress(ctx context.Context) {
 			}
 			continue
 		}
-		if live {
+		if c.out.terminal {
 			c.out.setLive(line)
 		} else {
 			c.out.print(nil, "%s", line)

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
 // printer prints what happens: plain lines, or with --output json one object a line. It is safe for concurrent use.
@@ -17,8 +19,10 @@ type printer struct {
 	mu   sync.Mutex
 	w    io.Writer
 	json bool
-	live string // shown below the printed lines, on a terminal only
-	err  error  // the first that a write came to; see failed
+	// terminal: people read it on a terminal, where a live line can be wiped.
+	terminal bool
+	live     string // shown below the printed lines, on a terminal only
+	err      error  // the first that a write came to; see failed
 }
 
 func newPrinter(cmd *cobra.Command) (*printer, error) {
@@ -26,7 +30,9 @@ func newPrinter(cmd *cobra.Command) (*printer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &printer{w: cmd.OutOrStdout(), json: asJSON}, nil
+	w := cmd.OutOrStdout()
+	file, isFile := w.(*os.File)
+	return &printer{w: w, json: asJSON, terminal: isFile && !asJSON && term.IsTerminal(int(file.Fd()))}, nil
 }
 
 // print writes object in JSON mode, else the text.

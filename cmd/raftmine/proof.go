@@ -76,7 +76,7 @@ one learns that nothing was changed up to there.`,
 
 func prove(cmd *cobra.Command, out *printer, dataDir string, height uint64, file string) error {
 	var proof *audit.BlockProof
-	err := withPasses(cmd, dataDir, func(open func() (audit.Records, error)) (err error) {
+	err := withPasses(cmd, out, dataDir, func(open func() (audit.Records, error)) (err error) {
 		proof, err = audit.ProveBlock(open, height)
 		return err
 	})
@@ -91,7 +91,7 @@ func prove(cmd *cobra.Command, out *printer, dataDir string, height uint64, file
 
 func proveOlder(cmd *cobra.Command, out *printer, dataDir string, older audit.Head, file string) error {
 	var proof *audit.PrefixProof
-	err := withPasses(cmd, dataDir, func(open func() (audit.Records, error)) (err error) {
+	err := withPasses(cmd, out, dataDir, func(open func() (audit.Records, error)) (err error) {
 		proof, err = audit.ProveOlder(open, older)
 		return err
 	})
@@ -103,8 +103,8 @@ func proveOlder(cmd *cobra.Command, out *printer, dataDir string, older audit.He
 }
 
 // withPasses lets what proves read the longest history of dataDir more than once.
-func withPasses(cmd *cobra.Command, dataDir string, prove func(open func() (audit.Records, error)) error) (err error) {
-	sources, err := findSources(cmd.Context(), []string{dataDir}, nil)
+func withPasses(cmd *cobra.Command, out *printer, dataDir string, prove func(open func() (audit.Records, error)) error) (err error) {
+	sources, _, err := findSources(cmd.Context(), out, []string{dataDir}, nil)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func withPasses(cmd *cobra.Command, dataDir string, prove func(open func() (audi
 		}
 	}()
 	err = prove(func() (audit.Records, error) {
-		p, err := sources[0].begin(cmd.Context())
+		p, err := sources[0].shown(out, "read").begin(cmd.Context())
 		if err != nil {
 			return nil, err
 		}
@@ -161,8 +161,7 @@ func verifyProof(cmd *cobra.Command, out *printer, path, known string) error {
 	}
 	defer file.Close()
 	prefix, block, err := verifiedProof(file)
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	var view fmt.Stringer

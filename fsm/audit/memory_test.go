@@ -14,10 +14,9 @@ func liveHeap(t *testing.T, records Records, count int) (bytes int) {
 	report, err := Replay(records, Options{
 		Visit:    func(Event) error { return nil },
 		Searched: func(Searched) error { return nil },
-		Progress: func(n, _ uint64) {
-			if n == uint64(count) {
-				bytes = heapInUse()
-			}
+		EndsAt: func() (Head, bool) {
+			bytes = heapInUse()
+			return Head{}, false
 		},
 	})
 	if err != nil || report.Head.Records != uint64(count) {

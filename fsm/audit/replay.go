@@ -25,7 +25,6 @@ type Options struct {
 
 	Visit    func(Event) error
 	Searched func(Searched) error // each finished range
-	Progress func(records, bytes uint64)
 }
 
 // Live is the digest of a running server's state after the record with that index.
@@ -33,9 +32,6 @@ type Live struct {
 	Index uint64
 	State pow.Hash
 }
-
-// progressEach is how many records pass between two calls of Options.Progress.
-const progressEach = 1 << 13
 
 // Replay applies the records to a new state, one after the other, and checks everything that package audit promises. A
 // history that does not hold is no error: the report says where. It ends at the first record that is not the one that was
@@ -126,8 +122,7 @@ type auditor struct {
 	heads   []Head // known before and not reached yet, by Records
 	live    []Live // not reached yet, by Index
 	at      Place  // of the current command
-	bytes   uint64
-	ended   bool // by a record that cannot be believed
+	ended   bool   // by a record that cannot be believed
 
 	leader        uint64          // who proposes in the current term
 	office        uint64          // who took office last
@@ -258,19 +253,15 @@ func (a *auditor) record(r Record) bool {
 		a.compareLive(a.live[0])
 		a.live = a.live[1:]
 	}
-	if a.o.Progress != nil && a.tree.leaves%progressEach == 0 {
-		a.o.Progress(uint64(a.tree.leaves), a.bytes)
-	}
 	return true
 }
 
 func (a *auditor) count(r Record, entry fsm.Entry) {
-	a.bytes += uint64(len(r.Data))
 	report := a.report
 	if a.at.Record == 0 {
 		report.FirstIndex, report.FromUnixMilli = r.Index, entry.UnixMilli
 	}
-	report.Bytes = a.bytes
+	report.Bytes += uint64(len(r.Data))
 	report.Commands += uint64(len(entry.Commands))
 	report.FromUnixMilli = min(report.FromUnixMilli, entry.UnixMilli)
 	report.ToUnixMilli = max(report.ToUnixMilli, entry.UnixMilli)
@@ -374,9 +365,6 @@ func (a *auditor) end() {
 	if a.job != nil && a.phase != fsm.PhaseClosed {
 		a.job.Searched = a.part.below(0)
 		report.OpenJob = a.job.told()
-	}
-	if a.o.Progress != nil {
-		a.o.Progress(uint64(a.tree.leaves), a.bytes)
 	}
 }
 
