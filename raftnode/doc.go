@@ -25,11 +25,12 @@
 // once a second and less often when that does not help (leadership.go). Safety never rests on this: Raft elects.
 //
 // The history is kept beside Raft's log, which is compacted (journal.go): one record for each applied entry, chained by hash
-// to the one before, as the state's own head is. What is applied again after a restart is compared with it; nothing in it is
-// ever overwritten. It is synced before a snapshot that takes the place of the log. A server that was restored from a snapshot
-// fetches what it lacks from the others while it serves, and takes it only when its chain leads to the snapshot's head
-// (journal_fill.go). What else differs, is damaged, or cannot be written stops the replica. ReadJournal reads a journal, also
-// beside the server that writes it (journal_reader.go).
+// to the one before, as the state's own head is. What is applied again after a restart is compared with it; no record in it is
+// ever overwritten. It is synced before a snapshot that takes the place of the log. Each record is noted in a file beside it, so
+// that an end that was cut off is missed also when it was never synced; after a power failure it is written again from the log,
+// and must be the same. A server that was restored from a snapshot fetches what it lacks from the others while it serves, and
+// takes it only when its chain leads to the snapshot's head (journal_fill.go). What else differs, is damaged, or cannot be
+// written stops the replica. ReadJournal reads a journal, also beside the server that writes it (journal_reader.go).
 //
 // An entry or snapshot that cannot be understood stops the replica: nothing is applied after it, no snapshot passes over
 // it, Run returns why with index and version, and a restart meets it again (adapter.go).
@@ -97,10 +98,11 @@
 //
 // A server with an id does not start without raft.db, nor with one that is empty or older than what it did already
 // (logcheck.go): it forgot entries that it acknowledged, or votes, and could elect a server that never had them. What is in
-// the journal was applied, so it was in the log before, and synced there; a log or snapshot that ends before it, another
-// term there, or a stored term that is lower shows an older copy. Never put a copy of a data directory back under a server
-// that ran since; it joins as a new one. server.json says where the directory was at its last start, so that on one host a copy is
-// known by the original (twin.go). It is sealed, and must agree with the server table of the log.
+// the journal was applied, so it was in the log before, and synced there, also what a power failure took from the journal's
+// end; a log or snapshot that ends before it, another term there, or a stored term that is lower shows an older copy. Never put
+// a copy of a data directory back under a server that ran since; it joins as a new one. server.json says where the directory
+// was at its last start, so that on one host a copy is known by the original (twin.go). It is sealed, and must agree with the
+// server table of the log.
 //
 // # Limits
 //
@@ -118,8 +120,9 @@
 // A log that was put back to an older state, and lacks nothing that the journal has, is not found out: it may lack entries and
 // votes of the last moments before the server was ended, or any of them when the journal was put back, or taken away, as well.
 //
-// A journal that was cut at a record's end after its last sync cannot be told from one that ended there; the other servers'
-// journals, or the log, can tell. Damage in a segment before the last one is found some time after the start.
+// A journal that was cut, and whose files "synced" and "written" were made to fit, cannot be told from one that ended there; the
+// other servers' journals can tell. The log cannot, to who only reads: a running server has it locked, and it does not say what
+// of it was committed. Damage in a segment before the last one is found some time after the start.
 //
 // Voters that an operator gave up, and that start again on their old directories, are found out when they meet the
 // recovery's entry, but not when a snapshot of theirs reaches beyond it.

@@ -20,10 +20,11 @@ import (
 )
 
 const (
-	journalFolder  = "journal"
-	segmentSuffix  = ".journal"
-	fetchedSuffix  = ".fetched" // a segment that is being fetched, not yet part of the journal
-	syncedFileName = "synced"
+	journalFolder   = "journal"
+	segmentSuffix   = ".journal"
+	fetchedSuffix   = ".fetched" // a segment that is being fetched, not yet part of the journal
+	syncedFileName  = "synced"
+	writtenFileName = "written"
 
 	// DefaultJournalSegment bounds a segment, in bytes, but for its last record. Tuning: the last one is read whole when a
 	// server starts.
@@ -36,6 +37,7 @@ const (
 // JournalFile is what a journal writes to: a file, or the disk of a test.
 type JournalFile interface {
 	io.WriteCloser
+	io.WriterAt
 	Sync() error
 }
 
@@ -52,7 +54,8 @@ type journalConfig struct {
 // journal keeps the history: one record for each entry that the state machine applies. It is given each head of the state,
 // and always knows the place of the state in the history: entries that are applied again after a restart are compared with
 // the records, those after the end are written. Nothing is synced entry by entry: what is not on the disk yet is in the Raft
-// log, until a snapshot takes its place, and that syncs the journal first.
+// log, until a snapshot takes its place, and that syncs the journal first. That something was cut off before it was synced is
+// known by the file "written", which costs no more than a second write.
 type journal struct {
 	config journalConfig
 	dir    string
@@ -67,6 +70,10 @@ type journal struct {
 	buffer   []byte
 	failed   error // the first error: nothing is written after it
 	dirty    int   // bytes since a sync was asked for
+
+	note    JournalFile // the file "written"; nil: not open
+	written fsm.Head    // what it says
+	noted   []byte      // its bytes
 
 	markMu sync.Mutex
 	marked uint64 // records in the file "synced"
@@ -112,6 +119,8 @@ func (j *journal) append(head fsm.Head, data []byte) error {
 	case j.place != end || head.Records != end.Records+1:
 		return j.fail(fmt.Errorf("%s: %w: it ends at record %d of index %d, and the state goes from record %d to %d",
 			j.dir, ErrJournalMismatch, end.Records, end.Index, j.place.Records, head.Records))
+	case head.Records == j.written.Records && head != j.written: // written again after a power failure
+		return j.fail(mismatch(filepath.Join(j.dir, writtenFileName), 0, head, j.written))
 	}
 	if j.out == nil || j.size >= j.config.segmentBytes {
 		if err := j.begin(segmentHeader{continues: true, base: end}); err != nil {
@@ -136,6 +145,27 @@ func (j *journal) append(head fsm.Head, data []byte) error {
 		j.buffer = nil
 	}
 	last.end, j.place = head, head
+	return j.fail(j.wrote(head))
+}
+
+// wrote notes in the file "written" that the history goes up to head, after it does. It is called with mu held.
+func (j *journal) wrote(head fsm.Head) error {
+	if head.Records <= j.written.Records {
+		return nil // what was lost is written again
+	}
+	path := filepath.Join(j.dir, writtenFileName)
+	if j.note == nil {
+		note, err := j.config.open(path, os.O_WRONLY, 0)
+		if err != nil {
+			return unwritable(path, err)
+		}
+		j.note = note
+	}
+	j.noted = appendHeader(j.noted[:0], writtenMagic, segmentHeader{clusterID: j.config.clusterID, base: head})
+	if _, err := j.note.WriteAt(j.noted, 0); err != nil {
+		return unwritable(path, err)
+	}
+	j.written = head
 	return nil
 }
 
@@ -157,8 +187,15 @@ func (j *journal) begin(header segmentHeader) error {
 		return err
 	}
 	header.clusterID = j.config.clusterID
-	if len(j.segments) == 0 { // first, so that a journal without it is not whole
-		if err := j.writeMark(fsm.Head{}); err != nil {
+	if len(j.segments) == 0 { // first, so that a journal without them is not whole
+		var err error
+		if j.written.Records == 0 {
+			err = j.writeMark(writtenFileName, writtenMagic, fsm.Head{})
+		}
+		if err == nil {
+			err = j.writeMark(syncedFileName, syncedMagic, fsm.Head{})
+		}
+		if err != nil {
 			return unwritable(j.dir, err)
 		}
 	}
@@ -237,7 +274,7 @@ func (j *journal) restored(head fsm.Head) error {
 	j.config.logger.Warn("history has a gap, which other servers are asked to fill", "records", head.Records-end.Records,
 		"after_index", end.Index, "until_index", head.Index)
 	poke(j.gapped)
-	return nil
+	return j.fail(j.wrote(head))
 }
 
 // seek checks that head is in the history, and makes again read what follows it. Nothing is known of a head in a gap.
@@ -388,16 +425,17 @@ func (j *journal) mark(end fsm.Head) error {
 	if end.Records <= j.marked {
 		return nil
 	}
-	if err := j.writeMark(end); err != nil {
+	if err := j.writeMark(syncedFileName, syncedMagic, end); err != nil {
 		return err
 	}
 	j.marked = end.Records
 	return nil
 }
 
-func (j *journal) writeMark(end fsm.Head) error {
-	content := appendHeader(nil, syncedMagic, segmentHeader{clusterID: j.config.clusterID, base: end})
-	path := filepath.Join(j.dir, syncedFileName)
+// writeMark replaces the file "synced" or "written", so that it is on the disk.
+func (j *journal) writeMark(name, magic string, end fsm.Head) error {
+	content := appendHeader(nil, magic, segmentHeader{clusterID: j.config.clusterID, base: end})
+	path := filepath.Join(j.dir, name)
 	if err := renameio.WriteFile(path, content, 0o600, renameio.WithTempDir(j.dir)); err != nil {
 		return err
 	}
@@ -419,6 +457,10 @@ func (j *journal) close() error {
 	if j.out != nil {
 		err = errors.Join(err, j.out.Close())
 		j.out = nil
+	}
+	if j.note != nil {
+		err = errors.Join(err, j.note.Close())
+		j.note = nil
 	}
 	_ = j.fail(fs.ErrClosed)
 	return err

@@ -86,7 +86,7 @@ func (d *damagedJournal) damage(t *testing.T, what string, change func(files map
 func TestFlippedByteIsFoundWhereverItIs(t *testing.T) {
 	d := newDamagedJournal(t)
 	random := rand.New(rand.NewPCG(uint64(os.Getpid()), 7))
-	for _, name := range append(d.names, syncedFileName) {
+	for _, name := range append(d.names, syncedFileName, writtenFileName) {
 		size := len(d.files[name])
 		offsets := []int{0, 8, 12, 16, 80, 104, 139, size - 1, size - 5, size - 9}
 		for range 12 {
@@ -102,7 +102,7 @@ func TestFlippedByteIsFoundWhereverItIs(t *testing.T) {
 			var where *JournalError
 			if !errors.As(err, &where) || filepath.Base(where.Path) != name || where.Offset > int64(offset) {
 				t.Errorf("%s, byte %d: %v", name, offset, err)
-			} else if name != syncedFileName && offset >= segmentHeaderSize && where.Index == 0 {
+			} else if offset >= segmentHeaderSize && where.Index == 0 { // not in "synced" and "written"
 				t.Errorf("%s, byte %d: the index is not named: %v", name, offset, err)
 			}
 		}
@@ -186,9 +186,12 @@ func TestRemovedReorderedAndReplacedRecordsAreFound(t *testing.T) {
 			delete(files, name)
 		}
 	})
-	_ = d.damage(t, "a synced head of another history", func(files map[string]string) {
-		head := d.heads[d.n]
-		head.Hash[3]++
-		files[syncedFileName] = string(appendHeader(nil, syncedMagic, segmentHeader{clusterID: "test-cluster", base: head}))
-	})
+	for name, magic := range map[string]string{syncedFileName: syncedMagic, writtenFileName: writtenMagic} {
+		_ = d.damage(t, "the head of another history in the file "+name, func(files map[string]string) {
+			head := d.heads[d.n]
+			head.Hash[3]++
+			files[name] = string(appendHeader(nil, magic, segmentHeader{clusterID: "test-cluster", base: head}))
+		})
+		_ = d.damage(t, "no file "+name, func(files map[string]string) { delete(files, name) })
+	}
 }

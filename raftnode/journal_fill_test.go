@@ -365,7 +365,7 @@ func TestReaderMissesNothingWhenTheNextSegmentBeginsBehindItsBack(t *testing.T) 
 		t.Fatal(err)
 	}
 	late.grow = func() { h.mustApply(t, j, before, n) }
-	more, err := scan.records(fsm.Head{})
+	more, err := scan.records(journalMarks{})
 	if !more || err != nil || count != j.segments[0].end.Records || count <= before {
 		t.Errorf("%d of the segment's %d records were read; more: %t, %v", count, j.segments[0].end.Records, more, err)
 	}

@@ -13,14 +13,14 @@ import (
 
 // The journal on the disk. Protocol: a change of anything here is a new format version, and the old one stays readable.
 //
-// A journal is the folder DATA-DIR/journal with segments, and the file "synced". A segment is named after the lowest index
-// that it may hold, in twenty digits: 00000000000000000001.journal is the first one. Integers are big endian; the
-// checksums are CRC-32C (Castagnoli).
+// A journal is the folder DATA-DIR/journal with segments, and the files "synced" and "written". A segment is named after the
+// lowest index that it may hold, in twenty digits: 00000000000000000001.journal is the first one. Integers are big endian;
+// the checksums are CRC-32C (Castagnoli).
 //
 // A segment starts with a header of 140 bytes, which is whole and synced before the segment has its name:
 //
 //	  0   8  "RAFTMJNL"
-//	  8   4  format version: 1
+//	  8   4  format version: 2
 //	 12   4  1: the segment before must end where this one begins. 0: it may end earlier (this one was begun at a snapshot,
 //	         and the records in between are, or were, missing)
 //	 16  64  cluster id, filled up with zeroes
@@ -45,10 +45,18 @@ import (
 // The file "synced" is a header with the magic "RAFTMSYN": up to the record that it names everything was on the disk when
 // it was written. It is replaced as a whole. What fails its checksum after that record, in the last segment, is a torn
 // tail; all else is damage.
+//
+// The file "written" is a header with the magic "RAFTMWRT", which is overwritten in its place after each record, and not
+// synced: it names the last one. The kernel keeps it with the records when the server is killed, so a journal that ends
+// before it was cut. Only when the power failed may what it names be lost without that; then Raft's log has it still.
+//
+// Format 1 is the same without the file "written". With a "synced" of format 2 it must be there.
 const (
 	segmentMagic  = "RAFTMJNL"
 	syncedMagic   = "RAFTMSYN"
-	journalFormat = 1
+	writtenMagic  = "RAFTMWRT"
+	journalFormat = 2
+	oldestFormat  = 1
 
 	flagContinues = 1
 
@@ -75,17 +83,21 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // JournalError says where in a journal something is wrong.
 type JournalError struct {
 	Path   string
-	Offset int64  // of the record, in the file
+	Offset int64  // of the record, in the file; 0: it is not there
 	Record uint64 // its number in the history; 0: the file's header
 	Index  uint64 // its log index as far as it can be read, else the first one that it may have; 0: the file's header
 	Err    error
 }
 
 func (e *JournalError) Error() string {
-	if e.Record == 0 {
-		return fmt.Sprintf("%s: offset %d: %v", e.Path, e.Offset, e.Err)
+	text := e.Path + ": "
+	if e.Offset > 0 {
+		text += fmt.Sprintf("offset %d: ", e.Offset)
 	}
-	return fmt.Sprintf("%s: offset %d: record %d, index %d: %v", e.Path, e.Offset, e.Record, e.Index, e.Err)
+	if e.Record > 0 {
+		text += fmt.Sprintf("record %d, index %d: ", e.Record, e.Index)
+	}
+	return text + e.Err.Error()
 }
 
 func (e *JournalError) Unwrap() error { return e.Err }
@@ -109,6 +121,7 @@ type JournalRecord struct {
 
 // segmentHeader is what a segment says of itself.
 type segmentHeader struct {
+	format    uint32 // as it was read; what is written has journalFormat
 	clusterID string
 	continues bool
 	base      fsm.Head // the history before the segment
@@ -142,9 +155,9 @@ func parseHeader(data []byte, magic string) (h segmentHeader, err error) {
 	case crc32.Checksum(data[:136], castagnoli) != binary.BigEndian.Uint32(data[136:]):
 		return h, fmt.Errorf("%w: its header fails the checksum", ErrJournalDamaged)
 	}
-	if version := binary.BigEndian.Uint32(data[8:]); version != journalFormat {
-		return h, fmt.Errorf("journal format %d, this software reads format %d: use the version that wrote it",
-			version, journalFormat)
+	if h.format = binary.BigEndian.Uint32(data[8:]); h.format < oldestFormat || h.format > journalFormat {
+		return h, fmt.Errorf("journal format %d, this software reads formats %d to %d: use the version that wrote it",
+			h.format, oldestFormat, journalFormat)
 	}
 	flags := binary.BigEndian.Uint32(data[12:])
 	if flags&^flagContinues != 0 {

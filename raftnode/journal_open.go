@@ -28,12 +28,12 @@ func openJournal(config journalConfig) (_ *journal, err error) {
 	if err := j.tidy(); err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
-	synced, err := readSynced(j.dir)
+	marks, err := readMarks(j.dir)
 	if err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
-	j.marked = synced.Records
-	if err := j.load(synced); errors.Is(err, ErrJournalDamaged) {
+	j.marked, j.written = marks.synced.Records, marks.written
+	if err := j.load(marks); errors.Is(err, ErrJournalDamaged) {
 		return nil, fmt.Errorf("open journal: %w; if %s is the newest state of this very disk, move %s away to fetch the history "+
 			"from other servers, else %s", err, logFile, j.dir, joinAnew)
 	} else if err != nil {
@@ -44,9 +44,30 @@ func openJournal(config journalConfig) (_ *journal, err error) {
 		if j.out, err = config.open(last, os.O_WRONLY|os.O_APPEND, 0); err != nil {
 			return nil, fmt.Errorf("open journal: %w", err)
 		}
+		if err := j.loadWritten(marks); err != nil {
+			return nil, fmt.Errorf("open journal: %w", errors.Join(err, j.out.Close()))
+		}
 	}
 	poke(j.gapped)
 	return j, nil
+}
+
+// loadWritten makes the file "written" fit for what was loaded: one of format 1 has none, and a kill may come between a
+// record and its note.
+func (j *journal) loadWritten(m journalMarks) error {
+	end := j.end()
+	if !m.noted {
+		if err := j.writeMark(writtenFileName, writtenMagic, end); err != nil {
+			return unwritable(j.dir, err)
+		}
+		j.written = end
+	}
+	if end.Records < j.written.Records {
+		j.config.logger.Warn("journal's end is lost, and is written again from the log", "after_index", end.Index,
+			"until_index", j.written.Index, "records", j.written.Records-end.Records)
+		return nil
+	}
+	return j.wrote(end)
 }
 
 // tidy removes what a killed server left unfinished.
@@ -65,14 +86,14 @@ func (j *journal) tidy() error {
 	return nil
 }
 
-func (j *journal) load(synced fsm.Head) error {
+func (j *journal) load(marks journalMarks) error {
 	paths, err := segmentPaths(j.dir)
 	if err != nil {
 		return err
 	}
 	var end fsm.Head
 	for i, path := range paths {
-		s, size, err := j.loadSegment(path, i == len(paths)-1, synced)
+		s, size, err := j.loadSegment(path, i == len(paths)-1, marks)
 		if err != nil {
 			return err
 		}
@@ -82,9 +103,9 @@ func (j *journal) load(synced fsm.Head) error {
 		j.segments, j.size, end = append(j.segments, s), size, s.end
 	}
 	j.count()
-	if end.Records < synced.Records {
+	if end.Records < marks.synced.Records {
 		return fmt.Errorf("%s: %w: it ends at record %d, and %d were on the disk", j.dir, ErrJournalDamaged,
-			end.Records, synced.Records)
+			end.Records, marks.synced.Records)
 	}
 	return nil
 }
@@ -103,7 +124,7 @@ func (s segment) follows(end fsm.Head) error {
 }
 
 // loadSegment finds where a segment ends. The last one is read, and cut where its tail is torn.
-func (j *journal) loadSegment(path string, last bool, synced fsm.Head) (s segment, size int64, err error) {
+func (j *journal) loadSegment(path string, last bool, marks journalMarks) (s segment, size int64, err error) {
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return s, 0, err
@@ -128,8 +149,8 @@ func (j *journal) loadSegment(path string, last bool, synced fsm.Head) (s segmen
 	for {
 		_, err := r.next()
 		if err == nil {
-			if r.head.Records == synced.Records && r.head != synced {
-				return s, 0, r.wrong(fmt.Errorf("%w: the record before is not the one that was synced", ErrJournalDamaged))
+			if err := marks.fit(r); err != nil {
+				return s, 0, err
 			}
 			continue
 		}
@@ -138,7 +159,7 @@ func (j *journal) loadSegment(path string, last bool, synced fsm.Head) (s segmen
 			return s, r.offset, nil
 		}
 		torn := errors.Is(err, errTornRecord) || errors.Is(err, ErrJournalDamaged)
-		if !torn || r.head.Records < synced.Records {
+		if !torn || r.head.Records < marks.synced.Records {
 			if errors.Is(err, errTornRecord) {
 				err = r.wrong(fmt.Errorf("%w: %w", ErrJournalDamaged, err))
 			}
@@ -223,31 +244,70 @@ func segmentPaths(dir string) ([]string, error) {
 	return paths, nil
 }
 
-// readSynced returns what the file "synced" says; zero without one in a journal without segments. It is there before the
-// first segment is: a journal without it may be cut, and must not pass for whole.
-func readSynced(dir string) (fsm.Head, error) {
-	path := filepath.Join(dir, syncedFileName)
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return fsm.Head{}, &JournalError{Path: path, Err: fmt.Errorf("%w: not a regular file", ErrJournalDamaged)}
-	}
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		paths, listErr := segmentPaths(dir)
-		if listErr != nil || len(paths) == 0 {
-			return fsm.Head{}, listErr
+// journalMarks are what the files "synced" and "written" say; zero in a journal without segments.
+type journalMarks struct {
+	synced  fsm.Head // up to here it was on the disk
+	written fsm.Head // up to here there were records
+	noted   bool     // there is a file "written"
+}
+
+// readMarks reads them before the segments, which hold at least that. Both are there before the first segment is: a journal
+// without them may be cut, and must not pass for whole.
+func readMarks(dir string) (m journalMarks, err error) {
+	synced, found, err := readMark(dir, syncedFileName, syncedMagic)
+	if err == nil && !found {
+		var paths []string
+		if paths, err = segmentPaths(dir); err != nil || len(paths) == 0 {
+			return m, err
 		}
-		data, err = os.ReadFile(path) // it may have come meanwhile
+		synced, found, err = readMark(dir, syncedFileName, syncedMagic) // it may have come meanwhile
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%w: it is missing, and says how much of the history was on the disk", ErrJournalDamaged)
-		return fsm.Head{}, &JournalError{Path: path, Err: err}
+	if err == nil && !found {
+		err = missingMark(dir, syncedFileName, "how much of the history was on the disk")
 	}
 	if err != nil {
-		return fsm.Head{}, err
+		return m, err
 	}
-	h, err := parseHeader(data, syncedMagic)
-	if err != nil {
-		return fsm.Head{}, &JournalError{Path: path, Err: err}
+	written, found, err := readMark(dir, writtenFileName, writtenMagic)
+	if err == nil && !found && synced.format > oldestFormat {
+		err = missingMark(dir, writtenFileName, "where the history ended")
 	}
-	return h.base, nil
+	return journalMarks{synced.base, written.base, found}, err
+}
+
+// fit compares the last record that was read with what they say of it.
+func (m journalMarks) fit(r *segmentReader) error {
+	switch {
+	case r.head.Records == m.synced.Records && r.head != m.synced:
+		return r.wrong(fmt.Errorf("%w: the record before is not the one that was synced", ErrJournalDamaged))
+	case r.head.Records == m.written.Records && r.head != m.written:
+		return r.wrong(fmt.Errorf("%w: the record before is not the one that was written last", ErrJournalDamaged))
+	}
+	return nil
+}
+
+func missingMark(dir, name, what string) error {
+	return &JournalError{Path: filepath.Join(dir, name), Err: fmt.Errorf("%w: it is missing, and says %s", ErrJournalDamaged, what)}
+}
+
+// readMark reads one of these files, if it is there. "written" may be read while it is overwritten, half old and half new:
+// so it is damaged only when it is so more than once.
+func readMark(dir, name, magic string) (h segmentHeader, found bool, err error) {
+	path := filepath.Join(dir, name)
+	for range 3 {
+		if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+			return h, false, &JournalError{Path: path, Err: fmt.Errorf("%w: not a regular file", ErrJournalDamaged)}
+		}
+		data, readErr := os.ReadFile(path)
+		if errors.Is(readErr, fs.ErrNotExist) {
+			return h, false, nil
+		} else if readErr != nil {
+			return h, false, readErr
+		}
+		if h, err = parseHeader(data, magic); err == nil {
+			return h, true, nil
+		}
+		err = &JournalError{Path: path, Err: err}
+	}
+	return h, false, err
 }

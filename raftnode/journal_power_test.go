@@ -24,8 +24,13 @@ func (d *losingDisk) open(path string, flag int, mode fs.FileMode) (JournalFile,
 	if err != nil {
 		return nil, err
 	}
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
 	// A segment has a name with a dot in front until it has its header.
-	f := &losingFile{File: file, path: filepath.Join(filepath.Dir(path), strings.TrimPrefix(filepath.Base(path), "."))}
+	f := &losingFile{File: file, path: filepath.Join(filepath.Dir(path), strings.TrimPrefix(filepath.Base(path), ".")),
+		written: info.Size(), synced: info.Size()}
 	d.files = append(d.files, f)
 	return f, nil
 }

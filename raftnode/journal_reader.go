@@ -53,8 +53,8 @@ func (r *JournalReader) Identity() Identity { return r.identity }
 // *HistoryGapError. Each record is checked: its checksums, its place, and its chain hash, which is computed anew. Data is
 // valid until the next step.
 //
-// What a killed server left half written at the end is passed over, as long as it is less than one record and nothing that
-// was synced.
+// What a killed server left half written at the end is passed over, as long as it is less than one record. An end before the
+// record that was written last is damage.
 func (r *JournalReader) Records() iter.Seq2[JournalRecord, error] { return r.After(0) }
 
 // After is Records from the first one with a greater index on.
@@ -108,7 +108,7 @@ func (s *journalScan) open(path string) (err error) {
 }
 
 func (s *journalScan) run() (err error) {
-	synced, err := readSynced(s.dir) // before the segments: they hold at least that
+	marks, err := readMarks(s.dir)
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (s *journalScan) run() (err error) {
 		return err
 	}
 	if len(s.paths) == 0 {
-		return s.complete(fsm.Head{}, synced)
+		return s.complete(fsm.Head{}, marks)
 	}
 	for i, path := range s.paths { // begin with the last one that begins at or before it
 		if filepath.Base(path) <= segmentName(fsm.Head{Index: s.after}) {
@@ -136,7 +136,7 @@ func (s *journalScan) run() (err error) {
 		return s.gap(s.after, first.base.Index)
 	}
 	for {
-		if more, err := s.records(synced); err != nil || !more {
+		if more, err := s.records(marks); err != nil || !more {
 			return err
 		}
 		end := s.segment.head
@@ -158,7 +158,7 @@ func (s *journalScan) gap(after, until uint64) error {
 }
 
 // records yields the rest of the segment, and reports whether there is another one.
-func (s *journalScan) records(synced fsm.Head) (more bool, err error) {
+func (s *journalScan) records(marks journalMarks) (more bool, err error) {
 	last := true // as far as is known
 	for {
 		if s.closed.Load() {
@@ -167,8 +167,8 @@ func (s *journalScan) records(synced fsm.Head) (more bool, err error) {
 		record, err := s.segment.next()
 		switch {
 		case err == nil:
-			if head := s.segment.head; head.Records == synced.Records && head != synced {
-				return false, s.segment.wrong(fmt.Errorf("%w: the record before is not the one that was synced", ErrJournalDamaged))
+			if err := marks.fit(s.segment); err != nil {
+				return false, err
 			}
 			if record.Index > s.after && !s.yield(record, nil) {
 				return false, nil
@@ -179,7 +179,7 @@ func (s *journalScan) records(synced fsm.Head) (more bool, err error) {
 					return false, err
 				}
 				if last {
-					return false, s.complete(s.segment.head, synced)
+					return false, s.complete(s.segment.head, marks)
 				}
 				continue // its last records came before the next segment
 			}
@@ -211,17 +211,23 @@ func (s *journalScan) isLast() (bool, error) {
 	return s.at == len(s.paths)-1, nil
 }
 
-// complete refuses an end before what was synced.
-func (s *journalScan) complete(end, synced fsm.Head) error {
-	if end.Records < synced.Records {
-		path := s.dir
-		if s.segment != nil {
-			path = s.segment.path
-		}
-		return &JournalError{Path: path, Record: end.Records + 1, Index: end.Index + 1, Err: fmt.Errorf(
-			"%w: it ends here, and %d records up to index %d were on the disk", ErrJournalDamaged, synced.Records, synced.Index)}
+// complete refuses an end before what was written.
+func (s *journalScan) complete(end fsm.Head, m journalMarks) error {
+	wrong := &JournalError{Path: s.dir, Record: end.Records + 1, Index: end.Index + 1}
+	if s.segment != nil {
+		wrong.Path, wrong.Offset = s.segment.path, s.segment.offset
 	}
-	return nil
+	switch {
+	case end.Records < m.synced.Records:
+		wrong.Err = fmt.Errorf("%w: it ends here, and %d records up to index %d were on the disk", ErrJournalDamaged,
+			m.synced.Records, m.synced.Index)
+	case end.Records < m.written.Records:
+		wrong.Err = fmt.Errorf("%w: it ends here, and %d records up to index %d were written: they were cut off, or lost when the "+
+			"power failed; a start of this server writes them again from its Raft log", ErrJournalDamaged, m.written.Records, m.written.Index)
+	default:
+		return nil
+	}
+	return wrong
 }
 
 // verifyPart is how many records are verified at once, and verifyRest how many times longer the pause after them is: the

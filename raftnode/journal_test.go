@@ -297,7 +297,9 @@ func TestWhatDiffersFromTheJournalStopsItAndOverwritesNothing(t *testing.T) {
 		fsm.Head{Records: n + 1, Index: h.heads[n].Index, Term: h.heads[n].Term, Hash: h.heads[n+1].Hash}))
 }
 
-func TestTornTailIsCutAtEveryByte(t *testing.T) {
+// TestEndThatIsMissingIsFoundAndWrittenAgain: an audit before the restart names the first record that is not there, wherever
+// the journal was cut, and the server has it from its log.
+func TestEndThatIsMissingIsFoundAndWrittenAgain(t *testing.T) {
 	const n, synced = 6, 3
 	h, original := newHistoryOf(n+1, 20), quickDir(t)
 	j := mustOpenJournal(t, original)
@@ -315,10 +317,7 @@ func TestTornTailIsCutAtEveryByte(t *testing.T) {
 	if err != nil || len(segments(t, original)) != 1 {
 		t.Fatal(err, segments(t, original))
 	}
-	mark, err := os.ReadFile(filepath.Join(original, journalFolder, syncedFileName))
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := journalFiles(t, original)
 	for cut := sizes[0]; cut <= int64(len(whole)); cut++ {
 		kept := synced - 1
 		for _, size := range sizes {
@@ -326,17 +325,39 @@ func TestTornTailIsCutAtEveryByte(t *testing.T) {
 				kept++
 			}
 		}
-		dir := quickDir(t)
-		folder := filepath.Join(dir, journalFolder)
-		if err := errors.Join(os.Mkdir(folder, 0o700), os.WriteFile(filepath.Join(folder, syncedFileName), mark, 0o600),
-			os.WriteFile(filepath.Join(folder, filepath.Base(path)), whole[:cut], 0o600)); err != nil {
-			t.Fatal(err)
+		files[filepath.Base(path)] = string(whole[:cut])
+		dir := putJournal(t, files)
+		missing := func() {
+			t.Helper()
+			if kept == n {
+				h.wantWhole(t, dir, n)
+				return
+			}
+			count, err := h.read(t, dir, 0)
+			var where *JournalError
+			if count != kept || !errors.As(err, &where) || where.Record != uint64(kept+1) || where.Index != h.heads[kept].Index+1 ||
+				where.Offset != sizes[kept-synced] || !strings.Contains(err.Error(), fmt.Sprintf("%d records up to index %d were written",
+				n, h.heads[n].Index)) {
+				t.Fatalf("cut at %d: %d records read, then %v", cut, count, err)
+			}
 		}
-		h.wantWhole(t, dir, kept)
+		missing()
 		j := mustOpenJournal(t, dir)
-		h.wantWhole(t, dir, kept)
+		for k := kept; k < n; k++ { // until it is all there, another kill may come
+			missing()
+			h.mustApply(t, j, 0, k)
+			j = mustOpenJournal(t, dir)
+			kept = k
+		}
 		h.mustApply(t, j, 0, n+1)
 		h.wantWhole(t, dir, n+1)
+		for _, lost := range []string{writtenFileName, syncedFileName} {
+			less := journalFiles(t, dir)
+			delete(less, lost)
+			if _, err := h.read(t, putJournal(t, less), 0); !errors.Is(err, ErrJournalDamaged) || !strings.Contains(err.Error(), lost) {
+				t.Errorf("without the file %q: %v", lost, err)
+			}
+		}
 	}
 	// One byte less, and something that was synced is gone.
 	if err := os.Truncate(path, sizes[0]-1); err != nil {
@@ -375,6 +396,40 @@ func TestUnsyncedPagesThatAPowerFailureLostAreWrittenAgain(t *testing.T) {
 	j = mustOpenJournal(t, dir)
 	h.mustApply(t, j, 0, n)
 	h.wantWhole(t, dir, n)
+}
+
+// putJournal writes the files of a journal into a new data directory.
+func putJournal(t testing.TB, files map[string]string) (dir string) {
+	t.Helper()
+	dir = quickDir(t)
+	if err := os.Mkdir(filepath.Join(dir, journalFolder), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, journalFolder, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// TestWhatIsWrittenAgainMustBeWhatWasLost: else the log is another one.
+func TestWhatIsWrittenAgainMustBeWhatWasLost(t *testing.T) {
+	const n, kept = 7, 3
+	h, dir := newTestHistory(n), quickDir(t)
+	j := mustOpenJournal(t, dir)
+	h.mustApply(t, j, 0, kept)
+	size := j.size
+	h.mustApply(t, j, kept, n)
+	if err := os.Truncate(segments(t, dir)[0], size); err != nil {
+		t.Fatal(err)
+	}
+	j = mustOpenJournal(t, dir)
+	h.mustApply(t, j, 0, n-1)
+	other := h.heads[n-1].Next(h.heads[n].Index, h.heads[n].Term, []byte("another"))
+	if err := j.append(other, []byte("another")); !errors.Is(err, ErrJournalMismatch) || !strings.Contains(err.Error(), writtenFileName) {
+		t.Errorf("append: %v", err)
+	}
 }
 
 // brokenDisk writes until its space is used up.
@@ -447,8 +502,8 @@ func TestWhatWasWrittenIsSyncedNowAndThen(t *testing.T) {
 		for k := range 7 {
 			h.mustApply(t, j, k, k+1)
 			synctest.Wait()
-			if head, err := readSynced(j.dir); err != nil || int64(h.sizeBetween(int(head.Records), k+1)) >= syncEach {
-				t.Errorf("after record %d only %d are synced (%v)", k+1, head.Records, err)
+			if marks, err := readMarks(j.dir); err != nil || int64(h.sizeBetween(int(marks.synced.Records), k+1)) >= syncEach {
+				t.Errorf("after record %d only %d are synced (%v)", k+1, marks.synced.Records, err)
 			}
 		}
 		cancel()
@@ -487,18 +542,17 @@ func TestFailedSyncStopsTheJournal(t *testing.T) {
 	if err := h.apply(j, 3, 4); !errors.Is(err, syscall.EIO) {
 		t.Errorf("append: %v", err)
 	}
-	if head, err := readSynced(filepath.Join(dir, journalFolder)); err != nil || head.Records != 0 {
-		t.Errorf("synced: %+v, %v", head, err)
+	if marks, err := readMarks(filepath.Join(dir, journalFolder)); err != nil || marks.synced.Records != 0 {
+		t.Errorf("synced: %+v, %v", marks.synced, err)
 	}
 }
 
 var updateJournal = flag.Bool("update", false, "write golden files of a version that has none; existing ones are never rewritten")
 
-// TestGoldenJournalStaysReadable holds the byte layout: journals of format 1 are read, and written as they were. A change
-// of the layout is another format with a golden folder of its own.
+// TestGoldenJournalStaysReadable holds the byte layout: journals of all formats are read, and written as one of the newest
+// was. A change of the layout is another format with a golden folder of its own.
 func TestGoldenJournalStaysReadable(t *testing.T) {
-	golden := filepath.Join("..", "testdata", "journal", "v1")
-	h := newTestHistory(12)
+	h := newTestHistory(13)
 	dir := quickDir(t)
 	j := mustOpenJournal(t, dir, func(c *journalConfig) { c.segmentBytes = smallestJournalSegment })
 	h.mustApply(t, j, 0, 7)
@@ -511,13 +565,28 @@ func TestGoldenJournalStaysReadable(t *testing.T) {
 	if err := errors.Join(fill.add(h.record(7)), fill.add(h.record(8)), fill.install(), j.close()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(golden); *updateJournal && errors.Is(err, fs.ErrNotExist) {
-		if err := os.CopyFS(filepath.Join(golden, journalFolder), os.DirFS(filepath.Join(dir, journalFolder))); err != nil {
-			t.Fatal(err)
+	goldenOf := func(format int) string { return filepath.Join("..", "testdata", "journal", fmt.Sprint("v", format)) }
+	if newest := goldenOf(journalFormat); *updateJournal {
+		if _, err := os.Stat(newest); errors.Is(err, fs.ErrNotExist) {
+			if err := os.CopyFS(filepath.Join(newest, journalFolder), os.DirFS(filepath.Join(dir, journalFolder))); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
-	sameFiles(t, journalFiles(t, golden), journalFiles(t, dir))
-	h.wantWhole(t, golden, 12)
+	sameFiles(t, journalFiles(t, goldenOf(journalFormat)), journalFiles(t, dir))
+	for format := oldestFormat; format <= journalFormat; format++ {
+		h.wantWhole(t, goldenOf(format), 12)
+		old := putJournal(t, journalFiles(t, goldenOf(format)))
+		j := mustOpenJournal(t, old)
+		h.mustApply(t, j, 0, 13) // it goes on in the newest format
+		if err := errors.Join(j.verify(t.Context()), j.close()); err != nil {
+			t.Error(err)
+		}
+		h.wantWhole(t, old, 13)
+		if marks, err := readMarks(filepath.Join(old, journalFolder)); err != nil || marks.written != h.heads[13] {
+			t.Errorf("format %d, gone on with: %+v, %v", format, marks, err)
+		}
+	}
 }
 
 func TestJournalOfAnotherFormatIsLeftAlone(t *testing.T) {
@@ -532,16 +601,16 @@ func TestJournalOfAnotherFormatIsLeftAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	content[11] = 2
+	content[11] = journalFormat + 1
 	binary.BigEndian.PutUint32(content[136:], crc32.Checksum(content[:136], castagnoli))
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err = openTestJournal(dir)
-	if err == nil || errors.Is(err, ErrJournalDamaged) || !strings.Contains(err.Error(), "format 2") {
+	if err == nil || errors.Is(err, ErrJournalDamaged) || !strings.Contains(err.Error(), "format 3") {
 		t.Errorf("open: %v", err)
 	}
-	if count, err := h.read(t, dir, 0); count != 0 || err == nil || !strings.Contains(err.Error(), "format 2") {
+	if count, err := h.read(t, dir, 0); count != 0 || err == nil || !strings.Contains(err.Error(), "format 3") {
 		t.Errorf("read: %d records, %v", count, err)
 	}
 }

@@ -59,6 +59,9 @@ func (n *Node) checkLog() error {
 	}
 	n.journal.mu.Lock()
 	end := n.journal.end()
+	if end.Records < n.journal.written.Records { // it lost its end, and the log did not
+		end = n.journal.written
+	}
 	n.journal.mu.Unlock()
 	path := filepath.Join(dir, logFile)
 	err = checkStores(path, n.stores, record.Copied.own(end), rejoin)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"raftmine/fsm"
@@ -28,23 +29,11 @@ type tampered struct {
 // tamper changes one server's journal in every way there is, and wants each found by "raftmine audit". Without secrets
 // nothing keeps a forger from writing a whole journal anew: then another server's history shows it.
 func tamper(t *testing.T, dir, honest string) {
-	w := &tampered{t: t, dir: dir, files: make(map[string][]byte)}
-	entries, err := os.ReadDir(filepath.Join(dir, "journal"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, entry := range entries {
-		if w.files[entry.Name()], err = os.ReadFile(filepath.Join(dir, "journal", entry.Name())); err != nil {
-			t.Fatal(err)
-		}
-	}
+	w := newTampered(t, dir)
 	names := slices.Sorted(maps.Keys(w.files))
-	segments := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return name == "synced" })
-	if len(segments) < 3 || len(names) != len(segments)+1 {
+	segments := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !strings.HasSuffix(name, ".journal") })
+	if len(segments) < 3 || len(names) != len(segments)+2 {
 		t.Fatalf("the journal is %v, want several segments", names)
-	}
-	if found := w.audit(); found != "" {
-		t.Fatalf("before anything was changed: %s", found)
 	}
 	seed := uint64(os.Getpid())
 	t.Logf("seed %d, %d segments", seed, len(segments))
@@ -84,6 +73,60 @@ func tamper(t *testing.T, dir, honest string) {
 		delete(files, segments[len(segments)-1])
 	})
 	w.forge(honest)
+}
+
+func newTampered(t *testing.T, dir string) *tampered {
+	w := &tampered{t: t, dir: dir, files: make(map[string][]byte)}
+	entries, err := os.ReadDir(filepath.Join(dir, "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		if w.files[entry.Name()], err = os.ReadFile(filepath.Join(dir, "journal", entry.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found := w.audit(); found != "" {
+		t.Fatalf("before anything was changed: %s", found)
+	}
+	return w
+}
+
+// TestEndToEndEndThatIsCutOffAfterAKillIsFound kills all servers at work, so that nobody syncs a journal's end, and cuts it off.
+func TestEndToEndEndThatIsCutOffAfterAKillIsFound(t *testing.T) {
+	data := filepath.Join(keepOnFailure(t), "run")
+	run := startProcess(t, "run", "-o", "json", "--servers", "2", "--zeros", "4", "--block-time", "500ms", "--chunk", "2000",
+		"--data-dir", data)
+	_, _ = run.waitEvent(0, "block")
+	for _, started := range run.events("process_started") {
+		if started["role"] == "server" {
+			if err := syscall.Kill(int(started["pid"].(float64)), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	run.signal(syscall.SIGINT)
+	_ = run.waitExit()
+	seed := uint64(os.Getpid())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 5))
+	for _, server := range []string{"1", "2"} {
+		w := newTampered(t, filepath.Join(data, "servers", server))
+		names := slices.DeleteFunc(slices.Sorted(maps.Keys(w.files)), func(name string) bool { return !strings.HasSuffix(name, ".journal") })
+		last := names[len(names)-1]
+		pieces := splitSegment(w.files[last])
+		end := len(w.files[last])
+		if binary.BigEndian.Uint64(w.files["written"][80:]) < binary.BigEndian.Uint64(pieces[len(pieces)-1][4:]) {
+			end -= len(pieces[len(pieces)-1]) // killed between the last record and its note
+		}
+		for range 8 {
+			cut := len(pieces[0]) + random.IntN(end-len(pieces[0]))
+			w.found(fmt.Sprintf("server %s's %s cut at %d of %d bytes", server, last, cut, end), "it ends here, and ",
+				func(files map[string][]byte) { files[last] = files[last][:cut] })
+		}
+		w.found("no file that says where it ended", "written: journal is damaged: it is missing",
+			func(files map[string][]byte) { delete(files, "written") })
+	}
 }
 
 // splitSegment returns the header and the records.
@@ -157,22 +200,9 @@ func (w *tampered) forge(honest string) {
 		w.t.Fatal(err)
 	}
 	defer reader.Close()
-	table := crc32.MakeTable(crc32.Castagnoli)
-	sum := func(b []byte) []byte { return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, table)) }
-	var head fsm.Head
 	forged := uint64(0) // index of the receipt
 	var previous pow.Hash
-	var cluster [64]byte
-	copy(cluster[:], reader.Identity().ClusterID)
-	header := func(magic string, flags uint32) []byte {
-		b := binary.BigEndian.AppendUint32([]byte(magic), 1)
-		b = append(binary.BigEndian.AppendUint32(b, flags), cluster[:]...)
-		for _, n := range []uint64{head.Records, head.Index, head.Term} {
-			b = binary.BigEndian.AppendUint64(b, n)
-		}
-		return sum(append(b, head.Hash[:]...))
-	}
-	segment := header("RAFTMJNL", 1)
+	journal := newJournalWriter(reader.Identity().ClusterID)
 	for r, err := range reader.Records() {
 		if err != nil {
 			w.t.Fatal(err)
@@ -195,13 +225,7 @@ func (w *tampered) forge(honest string) {
 				}
 			}
 		}
-		head = head.Next(r.Index, r.Term, data)
-		record := binary.BigEndian.AppendUint32(nil, uint32(len(data)))
-		for _, n := range []uint64{head.Records, head.Index, head.Term} {
-			record = binary.BigEndian.AppendUint64(record, n)
-		}
-		body := sum(slices.Concat(data, head.Hash[:]))
-		segment = append(segment, slices.Concat(sum(record), binary.BigEndian.AppendUint32(body, uint32(len(data))))...)
+		journal.add(r.Index, r.Term, data)
 	}
 	if forged == 0 {
 		w.t.Fatal("the history has no receipt")
@@ -209,7 +233,7 @@ func (w *tampered) forge(honest string) {
 	_, report, _ := auditJSON(w.t, honest)
 	known := fmt.Sprintf("%.0f:%s", report["head"].(map[string]any)["records"], report["head"].(map[string]any)["tree"])
 
-	files := map[string][]byte{fmt.Sprintf("%020d.journal", 1): segment, "synced": header("RAFTMSYN", 0)}
+	files := journal.files()
 	w.write(w.files, files)
 	defer w.write(files, w.files)
 	if said := w.audit(); said != "" {
@@ -224,6 +248,51 @@ func (w *tampered) forge(honest string) {
 	if said := w.audit("--known", known); !strings.Contains(said, "is another history") {
 		w.t.Errorf("a replaced receipt, with a known head: %s", said)
 	}
+}
+
+// journalWriter writes a journal of one segment, as the byte layout describes it.
+type journalWriter struct {
+	cluster string
+	head    fsm.Head
+	segment []byte
+}
+
+func newJournalWriter(cluster string) *journalWriter {
+	w := &journalWriter{cluster: cluster}
+	w.segment = w.header("RAFTMJNL", 1)
+	return w
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func withSum(b []byte) []byte { return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)) }
+
+func (w *journalWriter) header(magic string, flags uint32) []byte {
+	b := binary.BigEndian.AppendUint32([]byte(magic), 2)
+	var cluster [64]byte
+	copy(cluster[:], w.cluster)
+	b = append(binary.BigEndian.AppendUint32(b, flags), cluster[:]...)
+	for _, n := range []uint64{w.head.Records, w.head.Index, w.head.Term} {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	return withSum(append(b, w.head.Hash[:]...))
+}
+
+func (w *journalWriter) add(index, term uint64, data []byte) {
+	w.head = w.head.Next(index, term, data)
+	record := binary.BigEndian.AppendUint32(nil, uint32(len(data)))
+	for _, n := range []uint64{w.head.Records, w.head.Index, w.head.Term} {
+		record = binary.BigEndian.AppendUint64(record, n)
+	}
+	w.segment = append(w.segment, withSum(record)...)
+	w.segment = append(w.segment, withSum(slices.Concat(data, w.head.Hash[:]))...)
+	w.segment = binary.BigEndian.AppendUint32(w.segment, uint32(len(data)))
+}
+
+// files returns the journal, by name.
+func (w *journalWriter) files() map[string][]byte {
+	return map[string][]byte{fmt.Sprintf("%020d.journal", 1): w.segment, "synced": w.header("RAFTMSYN", 0),
+		"written": w.header("RAFTMWRT", 0)}
 }
 
 // secondBest returns the nonce with the smallest digest but that of best.
