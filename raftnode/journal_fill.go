@@ -69,6 +69,8 @@ func (n *Node) sendHistory(ctx context.Context, request HistoryRequest, yield fu
 // keepHistory fills gaps from other servers, until ctx ends.
 func (n *Node) keepHistory(ctx context.Context) {
 	pause := n.config.Heartbeat
+	f := n.journal.fill(fsm.Head{}, fsm.Head{}) // what came of the gap, kept while servers break off
+	defer func() { _ = f.discard() }()          // what is left the next start removes
 	for ctx.Err() == nil {
 		from, to, ok := n.journal.gap()
 		if !ok {
@@ -78,7 +80,11 @@ func (n *Node) keepHistory(ctx context.Context) {
 			}
 			continue
 		}
-		err := n.fillGap(ctx, from, to)
+		if f.from != from || f.to != to {
+			_ = f.discard()
+			f = n.journal.fill(from, to)
+		}
+		err := n.fillGap(ctx, f)
 		switch {
 		case err == nil:
 			pause = n.config.Heartbeat
@@ -93,22 +99,28 @@ func (n *Node) keepHistory(ctx context.Context) {
 
 var errNobodyToAsk = errors.New("no other server is known")
 
-// fillGap asks one server after the other, going on where the one before ended. Nothing is put into the journal until all of
-// it leads to the head behind the gap.
-func (n *Node) fillGap(ctx context.Context, from, to fsm.Head) (err error) {
-	f := n.journal.fill(from, to)
-	defer func() { err = errors.Join(err, f.discard()) }()
+// fillGap asks one server after the other, going on where the one before, or the attempt before, ended. Nothing is put into the
+// journal until all of it leads to the head behind the gap.
+func (n *Node) fillGap(ctx context.Context, f *gapFill) error {
 	var errs []error
 	for _, id := range n.othersWanted() {
 		address := n.book.address(id)
 		if address == "" {
 			continue
 		}
-		if err := n.receiveHistory(ctx, address, f); err != nil {
+		others := f.head != f.from
+		err := n.receiveHistory(ctx, address, f)
+		if others && errors.Is(err, ErrJournalMismatch) { // it lies, or the others did: it is asked for all of it
+			err = n.receiveHistory(ctx, address, f)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("server %d: %w", id, err))
 		}
-		if f.head == to {
-			return f.install()
+		if f.head == f.to {
+			if err := f.install(); err != nil {
+				return errors.Join(err, f.discard())
+			}
+			return nil
 		}
 		if ctx.Err() != nil {
 			break

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -162,13 +163,28 @@ type falsePeers struct {
 	*testNet
 	mu    sync.Mutex
 	lies  map[string]func(JournalRecord) (JournalRecord, error)
-	asked map[string]int
+	asked map[string][]uint64 // after which index
+}
+
+// lieAt makes servers 1 and 2 lie to server 3.
+func (c *testCluster) lieAt(first, second func(JournalRecord) (JournalRecord, error)) *falsePeers {
+	peers := &falsePeers{testNet: c.net, asked: make(map[string][]uint64), lies: map[string]func(JournalRecord) (JournalRecord, error){
+		c.servers[0].node.Address(): first, c.servers[1].node.Address(): second}}
+	c.servers[2].peers = peers
+	return peers
+}
+
+// askedOf returns after which indexes a server was asked for history.
+func (p *falsePeers) askedOf(address string) []uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.asked[address])
 }
 
 func (p *falsePeers) History(ctx context.Context, address string, request HistoryRequest) iter.Seq2[JournalRecord, error] {
 	p.mu.Lock()
 	lie := p.lies[address]
-	p.asked[address]++
+	p.asked[address] = append(p.asked[address], request.AfterIndex)
 	p.mu.Unlock()
 	return func(yield func(JournalRecord, error) bool) {
 		for record, err := range p.testNet.History(ctx, address, request) {
@@ -202,17 +218,11 @@ func TestHistoryIsFetchedFromWhoeverHasItAndVerified(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := lagging(t)
-				peers := &falsePeers{testNet: c.net, lies: make(map[string]func(JournalRecord) (JournalRecord, error)), asked: make(map[string]int)}
+				peers := c.lieAt(lie, lie)
 				first, second := c.servers[0].node.Address(), c.servers[1].node.Address()
-				peers.lies[first], peers.lies[second] = lie, lie
-				c.servers[2].peers = peers
 				c.servers[2].start(first)
 				c.wait("all have the same state", c.same)
-				c.wait("both were asked in vain", func() bool {
-					peers.mu.Lock()
-					defer peers.mu.Unlock()
-					return peers.asked[first] >= 1 && peers.asked[second] >= 1
-				})
+				c.wait("both were asked in vain", func() bool { return len(peers.askedOf(first)) >= 1 && len(peers.askedOf(second)) >= 1 })
 				if c.servers[2].node.Status().HistoryMissing == 0 {
 					t.Error("the gap was filled with lies")
 				}
@@ -225,6 +235,59 @@ func TestHistoryIsFetchedFromWhoeverHasItAndVerified(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestHistoryThatBreaksOffIsGoneOnWith: what came is not asked for again, of nobody and in no later attempt.
+func TestHistoryThatBreaksOffIsGoneOnWith(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := lagging(t)
+		from, _ := historyOf(t, c.servers[2].dir)
+		left := 0
+		fewRecords := func(r JournalRecord) (JournalRecord, error) {
+			if left++; left%8 == 0 {
+				return JournalRecord{}, syscall.ECONNRESET
+			}
+			return r, nil
+		}
+		peers := c.lieAt(fewRecords, fewRecords)
+		first, second := c.servers[0].node.Address(), c.servers[1].node.Address()
+		c.servers[2].start(first)
+		c.wait("the history is whole", func() bool { return c.same() && c.servers[2].node.Status().HistoryMissing == 0 })
+		c.wantHistories()
+		all := append(peers.askedOf(first), peers.askedOf(second)...)
+		slices.Sort(all)
+		if len(all) < 5 || all[0] != from.Index || len(slices.Compact(slices.Clone(all))) != len(all) {
+			t.Errorf("servers were asked for what follows the indexes %d, each time for what was still missing after index %d?", all, from.Index)
+		}
+	})
+}
+
+// TestFalseBeginningKeepsNoHonestHistoryOut: a server whose records have a chain of their own breaks off before that shows.
+func TestFalseBeginningKeepsNoHonestHistoryOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := lagging(t)
+		from, _ := historyOf(t, c.servers[2].dir)
+		head := from
+		peers := c.lieAt(func(r JournalRecord) (JournalRecord, error) {
+			if r.Index <= head.Index { // asked once more
+				head = from
+			}
+			if head.Records >= from.Records+8 {
+				return JournalRecord{}, syscall.ECONNRESET
+			}
+			r.Data = []byte("another")
+			head = head.Next(r.Index, r.Term, r.Data)
+			r.Chain = head.Hash
+			return r, nil
+		}, nil)
+		second := c.servers[1].node.Address()
+		c.servers[2].start(c.servers[0].node.Address())
+		c.wait("the history is whole", func() bool { return c.same() && c.servers[2].node.Status().HistoryMissing == 0 })
+		c.wantHistories()
+		if asked := peers.askedOf(second); len(asked) != 2 || asked[0] <= from.Index || asked[1] != from.Index {
+			t.Errorf("the honest server was asked for what follows the indexes %d, the gap begins after %d", asked, from.Index)
+		}
+	})
 }
 
 func TestDirectoryFromBeforeTheJournalGetsOne(t *testing.T) {
