@@ -59,8 +59,16 @@ func (r *JournalReader) Records() iter.Seq2[JournalRecord, error] { return r.Aft
 
 // After is Records from the first one with a greater index on.
 func (r *JournalReader) After(index uint64) iter.Seq2[JournalRecord, error] {
+	return r.scan(index, false)
+}
+
+// Unhashed is Records for who computes the chain himself, as a replay does, and compares it with each record's Chain: that
+// alone is not done here.
+func (r *JournalReader) Unhashed() iter.Seq2[JournalRecord, error] { return r.scan(0, true) }
+
+func (r *JournalReader) scan(after uint64, unhashed bool) iter.Seq2[JournalRecord, error] {
 	return func(yield func(JournalRecord, error) bool) {
-		scan := journalScan{JournalReader: r, after: index, yield: yield}
+		scan := journalScan{JournalReader: r, after: after, unhashed: unhashed, yield: yield}
 		defer scan.close()
 		if err := scan.run(); err != nil {
 			yield(JournalRecord{}, fmt.Errorf("read journal: %w", err))
@@ -77,8 +85,9 @@ func (r *JournalReader) Close() error {
 // journalScan is one pass over a journal.
 type journalScan struct {
 	*JournalReader
-	after uint64
-	yield func(JournalRecord, error) bool
+	after    uint64
+	unhashed bool
+	yield    func(JournalRecord, error) bool
 
 	paths   []string
 	at      int // segment is paths[at]
@@ -101,6 +110,7 @@ func (s *journalScan) open(path string) (err error) {
 	if s.segment, err = newSegmentReader(path, s.file); err != nil {
 		return err
 	}
+	s.segment.unhashed = s.unhashed
 	if s.identity.ClusterID != "" {
 		return s.segment.of(s.identity.ClusterID)
 	}

@@ -58,12 +58,27 @@ func tamper(t *testing.T, dir, honest string) {
 		swapped[k], swapped[k+1] = swapped[k+1], swapped[k]
 		files[name] = slices.Concat(swapped...)
 	})
-	last := binary.BigEndian.Uint64(pieces[0][88:]) // index, by the header
-	if k > 1 {
-		last = binary.BigEndian.Uint64(pieces[k-1][12:])
-	}
-	w.found("a truncated segment", fmt.Sprintf("record %d:", last+1), func(files map[string][]byte) {
+	before := headAt(pieces, k-1)
+	w.found("a truncated segment", fmt.Sprintf("record %d:", before.Index+1), func(files map[string][]byte) {
 		files[name] = slices.Concat(pieces[:k]...)
+	})
+	// With right checksums, so that only the chain is in the way: at the record itself, or, when it is chained anew, at the next.
+	entry, err := fsm.DecodeEntry(dataOf(pieces[k]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry.UnixMilli++
+	data, err := fsm.EncodeEntry(entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := headAt(pieces, k)
+	w.found("a replaced record", indexOfRecord(pieces[k]), func(files map[string][]byte) {
+		files[name] = slices.Concat(slices.Concat(pieces[:k]...), recordBytes(head, data), slices.Concat(pieces[k+1:]...))
+	})
+	head = before.Next(head.Index, head.Term, data)
+	w.found("a replaced record with a chain hash of its own", indexOfRecord(pieces[k+1]), func(files map[string][]byte) {
+		files[name] = slices.Concat(slices.Concat(pieces[:k]...), recordBytes(head, data), slices.Concat(pieces[k+1:]...))
 	})
 	w.found("a segment that ends within a record", name, func(files map[string][]byte) {
 		files[name] = files[name][:len(files[name])-3]
@@ -139,6 +154,20 @@ func splitSegment(segment []byte) (pieces [][]byte) {
 	}
 	return pieces
 }
+
+// headAt returns the head of the history after the k-th record of a segment, or before its first one: by its header.
+func headAt(pieces [][]byte, k int) (head fsm.Head) {
+	numbers, chain := pieces[k][4:28], pieces[k][len(pieces[k])-40:]
+	if k == 0 {
+		numbers, chain = pieces[0][80:104], pieces[0][104:]
+	}
+	head = fsm.Head{Records: binary.BigEndian.Uint64(numbers), Index: binary.BigEndian.Uint64(numbers[8:]),
+		Term: binary.BigEndian.Uint64(numbers[16:])}
+	copy(head.Hash[:], chain)
+	return head
+}
+
+func dataOf(record []byte) []byte { return record[32 : len(record)-40] }
 
 func indexOfRecord(record []byte) string {
 	return fmt.Sprintf("record %d:", binary.BigEndian.Uint64(record[12:]))
@@ -280,13 +309,17 @@ func (w *journalWriter) header(magic string, flags uint32) []byte {
 
 func (w *journalWriter) add(index, term uint64, data []byte) {
 	w.head = w.head.Next(index, term, data)
+	w.segment = append(w.segment, recordBytes(w.head, data)...)
+}
+
+// recordBytes is the record that makes head, or says that it does.
+func recordBytes(head fsm.Head, data []byte) []byte {
 	record := binary.BigEndian.AppendUint32(nil, uint32(len(data)))
-	for _, n := range []uint64{w.head.Records, w.head.Index, w.head.Term} {
+	for _, n := range []uint64{head.Records, head.Index, head.Term} {
 		record = binary.BigEndian.AppendUint64(record, n)
 	}
-	w.segment = append(w.segment, withSum(record)...)
-	w.segment = append(w.segment, withSum(slices.Concat(data, w.head.Hash[:]))...)
-	w.segment = binary.BigEndian.AppendUint32(w.segment, uint32(len(data)))
+	record = append(withSum(record), withSum(slices.Concat(data, head.Hash[:]))...)
+	return binary.BigEndian.AppendUint32(record, uint32(len(data)))
 }
 
 // files returns the journal, by name.
