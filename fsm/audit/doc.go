@@ -27,8 +27,7 @@
 //
 // Beside the chain stands a Merkle tree as RFC 6962 §2.1 defines it, in the form of golang.org/x/mod/sumdb/tlog: leaf n is
 // the n-th record, counted from 0, and its bytes are what the chain hashes of it, without the hash before. So a record is
-// proved to be in a history with a few hashes (ProveInclusion), and an older head to be a beginning of a newer one
-// (ProvePrefix).
+// proved to be in a history with a few hashes (ProveRecord), and an older head to be a beginning of a newer one (ProveOlder).
 //
 // The replicated state holds the head of the chain and not the tree's root: both follow from the same records, so one says
 // as much as the other, and no server has to hash each record once more to have both. An audit computes the root and
@@ -60,6 +59,12 @@
 // See BlockProof for what it shows. It is one JSON object: format "raftmine block proof", version, cluster_id, head
 // (records, tree), block, and records, each with its role, its number in the tree, the position of the command in it, its
 // index, term and data as in an export, and the path to the root.
+//
+// # The record proof, version 1
+//
+// See RecordProof for what it shows. It is one JSON object: format "raftmine record proof", version, head (records, tree),
+// number of the record in the tree, its index, term and data as in an export, entry with what the data holds, as in an export
+// but without the outcomes, and path, the hashes of RFC 6962 §2.1.1 in the order of package tlog.
 //
 // # The prefix proof, version 1
 //

@@ -3,7 +3,6 @@ package audit
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 
@@ -64,10 +63,7 @@ func (p *PrefixProof) Verify() error { return CheckPrefix(p.Path, p.Head, p.Olde
 // WriteTo writes the proof as JSON.
 func (p *PrefixProof) WriteTo(w io.Writer) (int64, error) {
 	file := prefixJSON{Format: prefixFormat, Version: PrefixVersion, Older: treeJSON{p.Older.Records, hexHash(p.Older.Tree)},
-		Head: treeJSON{p.Head.Records, hexHash(p.Head.Tree)}, Path: make([]hexHash, len(p.Path))}
-	for i, hash := range p.Path {
-		file.Path[i] = hexHash(hash)
-	}
+		Head: treeJSON{p.Head.Records, hexHash(p.Head.Tree)}, Path: p.Path.hex()}
 	text, err := json.MarshalIndent(file, "", "  ")
 	if err != nil {
 		return 0, err
@@ -77,9 +73,11 @@ func (p *PrefixProof) WriteTo(w io.Writer) (int64, error) {
 }
 
 // StartsPrefixProof reports whether what begins so is a prefix proof of any version, and no proof of a block.
-func StartsPrefixProof(start []byte) bool {
+func StartsPrefixProof(start []byte) bool { return startsAs(start, prefixFormat) }
+
+func startsAs(start []byte, format string) bool {
 	in := json.NewDecoder(bytes.NewReader(start))
-	for _, want := range []json.Token{json.Delim('{'), "format", prefixFormat} {
+	for _, want := range []json.Token{json.Delim('{'), "format", format} {
 		if token, err := in.Token(); err != nil || token != want {
 			return false
 		}
@@ -89,32 +87,15 @@ func StartsPrefixProof(start []byte) bool {
 
 // VerifyPrefixProof reads a proof and checks it. Errors that are not the reader's own wrap ErrBadProof.
 func VerifyPrefixProof(r io.Reader) (*PrefixProof, error) {
-	text, err := io.ReadAll(io.LimitReader(r, maxPrefixSize+1))
-	if err != nil {
-		return nil, fmt.Errorf("read proof: %w", err)
-	}
-	if len(text) > maxPrefixSize {
-		return nil, fmt.Errorf("it is larger than %d bytes: %w", maxPrefixSize, ErrBadProof)
-	}
 	var file prefixJSON
-	in := json.NewDecoder(bytes.NewReader(text))
-	in.DisallowUnknownFields()
-	err = in.Decode(&file)
-	switch {
-	case err != nil:
-	case in.More():
-		err = errors.New("there is more after it")
-	case file.Format != prefixFormat || file.Version != PrefixVersion:
-		err = fmt.Errorf("it is %q of version %d, this software reads %q of version %d", file.Format, file.Version, prefixFormat,
-			PrefixVersion)
+	if err := readProof(r, maxPrefixSize, &file); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrBadProof, err)
+	if file.Format != prefixFormat || file.Version != PrefixVersion {
+		return nil, fmt.Errorf("%w: it is %q of version %d, this software reads %q of version %d", ErrBadProof, file.Format,
+			file.Version, prefixFormat, PrefixVersion)
 	}
 	p := &PrefixProof{Older: Head{Records: file.Older.Records, Tree: pow.Hash(file.Older.Tree)},
-		Head: Head{Records: file.Head.Records, Tree: pow.Hash(file.Head.Tree)}}
-	for _, hash := range file.Path {
-		p.Path = append(p.Path, pow.Hash(hash))
-	}
+		Head: Head{Records: file.Head.Records, Tree: pow.Hash(file.Head.Tree)}, Path: pathFrom(file.Path)}
 	return p, p.Verify()
 }

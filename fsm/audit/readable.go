@@ -21,7 +21,7 @@ import (
 // lower-case hex, reasons and verdicts words, lists never null, and texts are escaped as encoding/json does it. Then
 // follows what it came to, without what says nothing: outcome, detail, new_server_id (add_server), new_job_id (open_job)
 // and grant (grant_work). A submitted that was not taken has two members named detail, the command's and then the
-// outcome's.
+// outcome's. Without outcomes, which come from all records before, the commands alone are told.
 //
 //	outcome    done, duplicate, no work, stale, released, wrong, refused
 //	reason     of a release: silent, left, restarted, refused
@@ -46,7 +46,9 @@ func Readable(r Record, entry fsm.Entry, result fsm.Result) []byte {
 		out = append(out, `{"command":`...)
 		out = appendJSON(out, snake(value.Type().Name()))
 		out = appendFields(out, value, true)
-		out = appendOutcome(out, result.Outcomes[i])
+		if len(result.Outcomes) > 0 {
+			out = appendOutcome(out, result.Outcomes[i])
+		}
 		out = append(out, '}')
 	}
 	return append(out, "]}"...)

@@ -82,6 +82,23 @@ func pathOf(hashes []tlog.Hash) Path {
 	return path
 }
 
+// hex is the path's form in files.
+func (p Path) hex() []hexHash {
+	path := make([]hexHash, len(p))
+	for i, hash := range p {
+		path[i] = hexHash(hash)
+	}
+	return path
+}
+
+func pathFrom(hashes []hexHash) Path {
+	path := make(Path, len(hashes))
+	for i, hash := range hashes {
+		path[i] = pow.Hash(hash)
+	}
+	return path
+}
+
 func (p Path) hashes() []tlog.Hash {
 	hashes := make([]tlog.Hash, len(p))
 	for i, hash := range p {
