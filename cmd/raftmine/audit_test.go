@@ -136,6 +136,26 @@ func auditFiles(t *testing.T, dir, source string, head map[string]any) {
 		t.Errorf("exit code %d for another history's head: %s", code, stderr)
 	}
 	index := fmt.Sprintf("%.0f", head["index"])
+	record := filepath.Join(dir, "record.json")
+	if code, _, stderr := command(t, "proof", "--record", index, "--data-dir", source, "--file", record); code != exitDone {
+		t.Errorf("proof of record %s: %s", index, stderr)
+	}
+	if code, stdout, stderr := command(t, "proof", "--verify", record); code != exitDone ||
+		!strings.Contains(stdout, "the proof of record "+index+" holds") {
+		t.Errorf("verify: %d, %s%s", code, stdout, stderr)
+	}
+	if file, err = os.ReadFile(record); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(record, bytes.Replace(file, []byte(`"leader": `), []byte(`"leader": 1`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := command(t, "proof", "--verify", record); code != exitFailed || !strings.Contains(stderr, "does not hold") {
+		t.Errorf("a changed proof of a record: %d, %s", code, stderr)
+	}
+	if code, _, stderr := command(t, "proof", "--record", index+"0", "--data-dir", source); code != exitFailed || !strings.Contains(stderr, "not in the history") {
+		t.Errorf("proof of a record that is not there: %d, %s", code, stderr)
+	}
 	code, stdout, stderr := command(t, "audit", source, "--at", index, "-o", "json")
 	if code != exitDone || !strings.Contains(stdout, head["state_digest"].(string)) && report["head"].(map[string]any)["index"] == head["index"] {
 		t.Errorf("the state at %s: %d, %s%s", index, code, stdout, stderr)
@@ -204,8 +224,11 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		{[]string{"audit", dir}, exitFailed, "holds no history"},
 		{[]string{"audit", filepath.Join(dir, "none")}, exitFailed, "no such file"},
 		{[]string{"audit", file}, exitFailed, "not a readable export"},
-		{[]string{"proof"}, exitUsage, "one of HEIGHT, --older"},
-		{[]string{"proof", "1", "--older", "5:x", "--data-dir", dir}, exitUsage, "one of HEIGHT, --older"},
+		{[]string{"proof"}, exitUsage, "one of HEIGHT, --record INDEX, --older"},
+		{[]string{"proof", "1", "--older", "5:x", "--data-dir", dir}, exitUsage, "one of HEIGHT, --record INDEX, --older"},
+		{[]string{"proof", "1", "--record", "5", "--data-dir", dir}, exitUsage, "one of HEIGHT, --record INDEX, --older"},
+		{[]string{"proof", "--record", "5", "--verify", file}, exitUsage, "one of HEIGHT, --record INDEX, --older"},
+		{[]string{"proof", "--record", "5"}, exitUsage, "--data-dir"},
 		{[]string{"proof", "--older", "5:x", "--data-dir", dir}, exitUsage, `--older "5:x"`},
 		{[]string{"proof", "1"}, exitUsage, "--data-dir"},
 		{[]string{"proof", "x", "--data-dir", dir}, exitUsage, `height "x"`},

@@ -16,9 +16,10 @@ import (
 
 func newProofCommand() *cobra.Command {
 	var dataDir, verify, older, file, known string
+	var record uint64
 	cmd := &cobra.Command{
-		Use:   "proof HEIGHT|--older HEAD --data-dir DIR | --verify FILE",
-		Short: "Prove one block, or check such a proof",
+		Use:   "proof HEIGHT|--record INDEX|--older HEAD --data-dir DIR | --verify FILE",
+		Short: "Prove one block or one record, or check such a proof",
 		Long: `Write a self-contained proof of the block at HEIGHT: the records of its job, grant, solution and verdict, each with its
 path to the head of the history's Merkle tree.
 
@@ -29,6 +30,9 @@ the tree, and the solution is hashed. It cannot verify:
   grant_first, grant_last   which range the miner was granted, and by which of its requests (the grant's record and command):
                             they fit, and "raftmine audit" shows them
 
+--record INDEX writes a proof of one record of the log: what it holds, and its path to the head. What came of its commands, such
+as the range that a request for work was granted, follows from all records before, and it does not prove that.
+
 --older RECORDS:TREE writes a proof, of a few hashes, that the history begins with that of an older head: who kept the older
 one learns that nothing was changed up to there.`,
 		Args: cobra.MaximumNArgs(1),
@@ -37,13 +41,19 @@ one learns that nothing was changed up to there.`,
 			if err != nil {
 				return err
 			}
+			asked := len(args)
+			for _, given := range []bool{cmd.Flags().Changed("record"), older != "", verify != ""} {
+				if given {
+					asked++
+				}
+			}
 			switch {
-			case verify != "" && len(args) == 0 && older == "":
+			case asked != 1:
+				return usageError{errors.New("give one of HEIGHT, --record INDEX, --older RECORDS:TREE, or --verify FILE")}
+			case verify != "":
 				return verifyProof(cmd, out, verify, known)
 			case known != "" && !fromEnvironment(cmd, "known"):
 				return usageError{errors.New("--known is compared with a proof: give it with --verify FILE")}
-			case verify != "" || (len(args) == 0) == (older == ""):
-				return usageError{errors.New("give one of HEIGHT, --older RECORDS:TREE, or --verify FILE")}
 			case dataDir == "":
 				return usageError{errors.New("say where the history is with --data-dir DIR")}
 			}
@@ -59,6 +69,9 @@ one learns that nothing was changed up to there.`,
 				}
 				return proveOlder(cmd, out, dataDir, head, file)
 			}
+			if len(args) == 0 {
+				return proveRecord(cmd, out, dataDir, record, file)
+			}
 			height, err := strconv.ParseUint(args[0], 10, 64)
 			if err != nil || height == 0 {
 				return usageError{fmt.Errorf("height %q: want a number from 1 on", args[0])}
@@ -69,6 +82,7 @@ one learns that nothing was changed up to there.`,
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "a server's data directory, a run's folder, or an export")
 	cmd.Flags().StringVar(&verify, "verify", "", "check the proof in this file; - is standard input")
 	cmd.Flags().StringVar(&known, "known", "", "with --verify: a head that you trust, RECORDS:TREE; the proof's must be this one")
+	cmd.Flags().Uint64Var(&record, "record", 0, "prove instead the record with this index of the log")
 	cmd.Flags().StringVar(&older, "older", "", "prove instead that the history begins with that of this head, RECORDS:TREE")
 	cmd.Flags().StringVar(&file, "file", "", "where to write the proof (default: standard output)")
 	return cmd
@@ -160,16 +174,9 @@ func verifyProof(cmd *cobra.Command, out *printer, path, known string) error {
 		return err
 	}
 	defer file.Close()
-	prefix, block, err := verifiedProof(file)
+	view, head, err := verifiedProof(file)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
-	}
-	var view fmt.Stringer
-	var head audit.Head
-	if prefix != nil {
-		view, head = viewPrefix(prefix), prefix.Head
-	} else {
-		view, head = viewProof(block), block.Head
 	}
 	if known != "" && head != trusted {
 		return hinted(fmt.Errorf("%s: it proves something of the history with tree %d:%s, which is not the known head", path, head.Records,
@@ -179,15 +186,30 @@ func verifyProof(cmd *cobra.Command, out *printer, path, known string) error {
 	return out.failed()
 }
 
-// verifiedProof reads a proof of either kind.
-func verifiedProof(r io.Reader) (prefix *audit.PrefixProof, block *audit.BlockProof, err error) {
+// verifiedProof reads a proof of any kind, and returns what to say of it and the head that it leads to.
+func verifiedProof(r io.Reader) (view fmt.Stringer, head audit.Head, err error) {
 	in := bufio.NewReaderSize(r, 1<<10)
-	if start, _ := in.Peek(1 << 10); audit.StartsPrefixProof(start) {
-		prefix, err = audit.VerifyPrefixProof(in)
-	} else {
-		block, err = audit.VerifyProof(in)
+	start, _ := in.Peek(1 << 10)
+	switch {
+	case audit.StartsPrefixProof(start):
+		p, err := audit.VerifyPrefixProof(in)
+		if err != nil {
+			return nil, head, err
+		}
+		return viewPrefix(p), p.Head, nil
+	case audit.StartsRecordProof(start):
+		p, err := audit.VerifyRecordProof(in)
+		if err != nil {
+			return nil, head, err
+		}
+		view, err := viewRecord(p)
+		return view, p.Head, err
 	}
-	return prefix, block, err
+	p, err := audit.VerifyProof(in)
+	if err != nil {
+		return nil, head, err
+	}
+	return viewProof(p), p.Head, nil
 }
 
 func readProof(r io.Reader) error {
