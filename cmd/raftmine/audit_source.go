@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"raftmine/fsm/audit"
+	"raftmine/fsm/pow"
 	"raftmine/raftnode"
 )
 
@@ -254,6 +255,30 @@ func (s source) shown(out *printer, done string) source {
 				}
 				if n++; n%shownEach == 0 {
 					out.setLive(fmt.Sprintf("%s: %d records %s, %.0f/s", s.name, n, done, float64(n)/time.Since(began).Seconds()))
+				}
+			}
+		}
+		return p, nil
+	}
+	return s
+}
+
+// noting returns s with passes that keep the chain hash of each record whose index is in chains. A replay says how far it is right.
+func (s source) noting(chains map[uint64]pow.Hash) source {
+	open := s.open
+	s.open = func(ctx context.Context) (pass, error) {
+		p, err := open(ctx)
+		if err != nil {
+			return pass{}, err
+		}
+		records := p.records
+		p.records = func(yield func(audit.Record, error) bool) {
+			for record, err := range records {
+				if _, wanted := chains[record.Index]; wanted && err == nil {
+					chains[record.Index] = record.Chain
+				}
+				if !yield(record, err) {
+					return
 				}
 			}
 		}

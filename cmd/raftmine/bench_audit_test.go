@@ -14,7 +14,7 @@ import (
 
 // writeLongHistory writes the journal of a history in which miners answer for a range and get the next one, in one record each
 // time. The ranges are small, so that honest receipts are made quickly.
-func writeLongHistory(b *testing.B, dir string, records, miners int) {
+func writeLongHistory(b testing.TB, dir string, records, miners int) {
 	const chunks = 5
 	journal := newJournalWriter("benched")
 	index := uint64(0)
