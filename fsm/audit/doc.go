@@ -52,7 +52,8 @@
 //	state    the state digest of package fsm
 //
 // Hashes are 64 lower-case hex digits. entry follows from data and the records before it, and a reader that trusts nobody
-// compares it: so does Replay. Nothing in an export can be changed without being found.
+// compares it: so do Replay and, without any of our code, testdata/audit/verify.py. Nothing in an export can be changed
+// without being found, and both name the same record.
 //
 // # The block proof, version 1
 //

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"unicode/utf8"
 
 	"raftmine/fsm"
 	"raftmine/fsm/pow"
@@ -235,6 +236,9 @@ func (i *Import) next() ([]byte, error) {
 // strictJSON reads one object with exactly the fields of into, in their one form: what it holds, written again, must give
 // the same bytes. So nothing in a line can be changed without being seen.
 func strictJSON(line []byte, into any) error {
+	if !utf8.Valid(line) { // which encoding/json lets pass in a text that it does not look into
+		return fmt.Errorf("%w: it is not valid UTF-8", ErrBadExport)
+	}
 	if err := json.Unmarshal(line, into); err != nil {
 		return fmt.Errorf("%w: %w", ErrBadExport, err)
 	}
