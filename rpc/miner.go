@@ -201,6 +201,7 @@ func (d *MinerDialer) ready(ctx context.Context) bool {
 	defer cancel()
 	for {
 		state := d.conn.GetState()
+		d.config.Logger.Debug("looking for a server that leads", "state", state.String()) // TRANSIENT_FAILURE: all said that they do not
 		if state == connectivity.Ready {
 			return true
 		}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -57,7 +59,9 @@ func (f *failover) settle(b *testing.B) {
 // until signals server 1 and returns the time until server 2 has granted work.
 func (f *failover) until(b *testing.B, signal syscall.Signal) time.Duration {
 	b.Helper()
-	dialer, err := rpc.NewMinerDialer(rpc.MinerDialerConfig{Addresses: func() []string { return f.addressOf[1:2] }})
+	watching := make(chan struct{}, 1)
+	dialer, err := rpc.NewMinerDialer(rpc.MinerDialerConfig{Addresses: func() []string { return f.addressOf[1:2] },
+		Logger: slog.New(slog.NewTextHandler(saysNotLeading(watching), &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -79,7 +83,13 @@ func (f *failover) until(b *testing.B, signal syscall.Signal) time.Duration {
 			}
 		}()
 	}()
-	time.Sleep(300 * time.Millisecond) // the probe watches the health of server 2
+	select {
+	case <-watching:
+	case err := <-granted:
+		b.Fatalf("the probe ended before server 1 did: %v", err)
+	case <-time.After(patience):
+		b.Fatalf("server 2 did not say within %s that it does not lead", patience)
+	}
 	f.mu.Lock()
 	process := f.children["server-1"]
 	f.mu.Unlock()
@@ -98,6 +108,20 @@ func (f *failover) until(b *testing.B, signal syscall.Signal) time.Duration {
 	took := time.Since(began)
 	<-process.exited
 	return took
+}
+
+// saysNotLeading takes a dialer's log and tells when the one server that it watches has answered that it does not lead: from
+// then on it will hear of a change.
+type saysNotLeading chan struct{}
+
+func (c saysNotLeading) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("state=TRANSIENT_FAILURE")) {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+	return len(line), nil
 }
 
 func (f *failover) restart(b *testing.B) {
