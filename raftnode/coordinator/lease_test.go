@@ -61,6 +61,42 @@ func TestHeldGrantThatIsGoneIsInterrupted(t *testing.T) {
 	})
 }
 
+// TestLateAnswersForARangeOfAnotherMiner: neither a "no" nor a solution of who held it before is taken, and who holds it
+// now is not disturbed.
+func TestLateAnswersForARangeOfAnotherMiner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(r *rig) { easy(r); r.cfg.Nonces.Last = 100 })
+		a, b := r.miner("a", 1), r.miner("b", 1)
+		p := a.process()
+		a.s.Close()
+		stayFor(16*time.Second, b)
+		now := b.process()
+		if now.Nonces != p.Nonces || now.GrantID == p.GrantID {
+			t.Fatalf("b holds %+v, a held %+v", now, p)
+		}
+		if err := a.connect(0); err != nil {
+			t.Fatal(err)
+		}
+		counts := r.cl.counts()
+		for _, late := range []Message{answerNo(p, unsolved(t, p)), answerYes(p, solution(t, p))} {
+			if err := a.s.Receive(t.Context(), late); err != nil {
+				t.Fatal(err)
+			}
+			if a.pump(); a.lastAck().Result != Released {
+				t.Errorf("%+v: %+v, want Released", late, a.lastAck())
+			}
+			checkLine(t, a.lastAck().Message)
+		}
+		if m := r.cl.miner("a"); m.Strikes != 0 || m.Chunks != 0 || m.Solutions != 0 || r.cl.counts() != counts ||
+			r.cl.job().Phase != fsm.PhaseOpen || len(b.interrupts) != 0 {
+			t.Errorf("the late answers changed the miner to %+v, the chunks to %+v, the job to %s; b heard %+v", m, r.cl.counts(), r.cl.job().Phase, b.interrupts)
+		}
+		if err := b.yes(now, solution(t, now)); err != nil || b.lastAck().Result != Committed {
+			t.Errorf("the answer of who holds it: %v, %+v", err, b.lastAck())
+		}
+	})
+}
+
 func TestExpiredLeaseIsGrantedToAnotherMiner(t *testing.T) {
 	for name, leave := range map[string]func(*testMiner){
 		"connected, but silent": func(*testMiner) {},
