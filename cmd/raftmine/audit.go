@@ -60,6 +60,8 @@ it draws the same sample again. A range that was taken back later counts as it d
 			servers := splitList(o.servers)
 			if len(args) > 0 && fromEnvironment(cmd, "servers") {
 				servers = nil // the shell names them for other commands
+			} else if err := checkAddresses("servers", o.servers); err != nil {
+				return err
 			}
 			if len(args)+len(servers) == 0 {
 				return usageError{errors.New("say which history to audit: a DATA-DIR, a FILE, or --servers with addresses")}

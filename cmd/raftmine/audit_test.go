@@ -200,9 +200,11 @@ func damage(t *testing.T, data string) {
 
 func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 	dir := t.TempDir()
-	file := filepath.Join(dir, "file")
-	if err := os.WriteFile(file, []byte("hello\n"), 0o600); err != nil {
-		t.Fatal(err)
+	file, empty, zeros := filepath.Join(dir, "file"), filepath.Join(dir, "empty"), filepath.Join(dir, "zeros")
+	for path, content := range map[string][]byte{file: []byte("hello\n"), empty: nil, zeros: make([]byte, 100)} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, row := range []struct {
 		args []string
@@ -211,7 +213,11 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 	}{
 		{[]string{"audit"}, exitUsage, "say which history"},
 		{[]string{"audit", "--servers", "127.0.0.1:1"}, exitFailed, "server at 127.0.0.1:1"},
-		{[]string{"audit", "--servers", " , "}, exitUsage, "say which history"},
+		{[]string{"audit", "--servers", " , "}, exitUsage, `--servers " , ": it names no address`},
+		{[]string{"audit", goldenExport, "--servers", ","}, exitUsage, `--servers ",": it names no address`},
+		{[]string{"audit", goldenExport, "--servers", "nowhere"}, exitUsage, `--servers "nowhere": want HOST:PORT`},
+		{[]string{"audit", goldenExport, "--export", ""}, exitUsage, "--export is given without a value"},
+		{[]string{"audit", goldenExport, "--known", ""}, exitUsage, "--known is given without a value"},
 		{[]string{"audit", dir, "--recheck", "0"}, exitUsage, "--recheck 0"},
 		{[]string{"audit", dir, "--recheck", "1.5"}, exitUsage, "--recheck 1.5"},
 		{[]string{"audit", dir, "--recheck", "NaN"}, exitUsage, "--recheck NaN"},
@@ -224,6 +230,8 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		{[]string{"audit", dir}, exitFailed, "holds no history"},
 		{[]string{"audit", filepath.Join(dir, "none")}, exitFailed, "no such file"},
 		{[]string{"audit", file}, exitFailed, "not a readable export"},
+		{[]string{"audit", empty}, exitFailed, "not a readable export: it is empty"},
+		{[]string{"audit", zeros}, exitFailed, "not a readable export: the line is cut off"},
 		{[]string{"proof"}, exitUsage, "one of HEIGHT, --record INDEX, --older"},
 		{[]string{"proof", "1", "--older", "5:x", "--data-dir", dir}, exitUsage, "one of HEIGHT, --record INDEX, --older"},
 		{[]string{"proof", "1", "--record", "5", "--data-dir", dir}, exitUsage, "one of HEIGHT, --record INDEX, --older"},
@@ -236,12 +244,20 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		{[]string{"proof", "--verify", file}, exitFailed, "proof does not hold"},
 		{[]string{"proof", "--verify", file, "--known", "5:x"}, exitUsage, `--known "5:x"`},
 		{[]string{"proof", "1", "--data-dir", dir, "--known", "5:" + strings.Repeat("0", 64)}, exitUsage, "with --verify"},
+		{[]string{"proof", "--verify", empty}, exitFailed, "proof does not hold"},
+		{[]string{"proof", "--verify", zeros}, exitFailed, "proof does not hold"},
+		{[]string{"proof", "--verify", file, "--data-dir", dir}, exitUsage, "without --data-dir and --file"},
+		{[]string{"proof", "--verify", file, "--file", filepath.Join(dir, "out")}, exitUsage, "without --data-dir and --file"},
 		{[]string{"proof", "--verify", filepath.Join(dir, "none")}, exitFailed, "no such file"},
 	} {
 		code, stdout, stderr := command(t, row.args...)
-		if code != row.code || !strings.HasPrefix(stderr, "raftmine: ") || !strings.Contains(stderr, row.says) || stdout != "" {
+		if code != row.code || !strings.HasPrefix(stderr, "raftmine: ") || !strings.Contains(stderr, row.says) || stdout != "" ||
+			strings.Count(stderr, "\n") > 2 {
 			t.Errorf("%v: exit code %d, said %q, printed %q", row.args, code, stderr, stdout)
 		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 3 {
+		t.Errorf("%s holds %v, %v", dir, left, err)
 	}
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,12 +41,16 @@ func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
 		{"drill --chunk 0", exitUsage, "--chunk 0"},
 		{"run extra", exitUsage, "unknown command \"extra\""},
 		{"dig", exitUsage, `unknown command "dig"`},
+		{"serve", exitUsage, `unknown command "serve" for "raftmine"`}, // cobra has three lines more to say
+		{"help serve", exitUsage, `unknown command "serve" for "raftmine"`},
+		{"server lisst", exitUsage, `unknown command "lisst" for "raftmine server"`},
 		{"status -o xml", exitUsage, `--output "xml"`},
 		{"server --listen 0.0.0.0:7000", exitUsage, "not a loopback address"},
 		{"server --listen :7000", exitUsage, "not a loopback address"},
 		{"server --listen localhost", exitUsage, "want HOST:PORT"},
 		{"server --listen 127.0.0.1:70000", exitUsage, "port \"70000\""},
 		{"server --join nowhere", exitUsage, `--join "nowhere"`},
+		{"server --web-service ftp://x", exitUsage, `"ftp://x": want http://`},
 		{"server --mine -1", exitUsage, "--mine -1"},
 		{"server --raft-timeout 100ms", exitUsage, "--raft-timeout 100ms: want 300ms to 2s"},
 		{"server --raft-timeout 3s", exitUsage, "--raft-timeout 3s"},
@@ -54,10 +60,21 @@ func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
 		{"miner --servers foo", exitUsage, `--servers "foo": want HOST:PORT`},
 		{"miner --servers 127.0.0.1:0", exitUsage, `port "0"`},
 		{"status --servers 127.0.0.1", exitUsage, `--servers "127.0.0.1"`},
+		{"status --servers ,", exitUsage, `--servers ",": it names no address`},
+		{"status --servers=", exitUsage, "--servers is given without a value"},
+		{"server --join=", exitUsage, "--join is given without a value"},
+		{"server --data-dir=", exitUsage, "--data-dir is given without a value"},
+		{"run --web-service=", exitUsage, "--web-service is given without a value"},
 		{"server --advertise 127.0.0.1:0", exitUsage, `--advertise "127.0.0.1:0": port "0"`},
 		{"server --advertise ://", exitUsage, `--advertise "://"`},
 		{"server --advertise 127.0.0.1", exitUsage, `--advertise "127.0.0.1"`},
 		{"server --advertise 127.0.0.1:1,127.0.0.1:2", exitUsage, "want one HOST:PORT"},
+		{"server --advertise 10.1.2.3:7000", exitUsage, "--advertise 10.1.2.3:7000 is not a loopback address"},
+		{"server --advertise example.org:7000", exitUsage, "--advertise example.org:7000 is not a loopback address"},
+		{"server --advertise 0.0.0.0:7000", exitUsage, "--advertise 0.0.0.0:7000: no other server can dial that address"},
+		{"server --insecure --listen 0.0.0.0:0", exitUsage, "--listen 0.0.0.0:0: no other server can dial that address"},
+		{"server --insecure --listen :0", exitUsage, "--listen :0: no other server can dial that address"},
+		{"server --insecure --listen [::]:0", exitUsage, "--listen [::]:0: no other server can dial that address"},
 		{"miner --threads 0", exitUsage, "--threads 0"},
 		{"miner --name a/b", exitUsage, "--name"},
 		{"miner --name " + strings.Repeat("x", 65), exitUsage, "at most 64"},
@@ -75,6 +92,9 @@ func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
 			}
 			if stdout != "" {
 				t.Errorf("printed %q", stdout)
+			}
+			if _, err := os.Stat(environment); !os.IsNotExist(err) {
+				t.Errorf("made an environment (%v)", err)
 			}
 			if left, _ := os.ReadDir("."); len(left) != 0 {
 				t.Errorf("left %v behind", left)
@@ -120,6 +140,7 @@ func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
 		{"data directory of a name too long", []string{"server", "--data-dir", filepath.Join(dir, strings.Repeat("x", 300))}, []string{dir, "hint: choose a folder"}},
 		{"run's data directory below a file", []string{"run", "--data-dir", filepath.Join(file, "x")}, []string{file, "hint: "}},
 		{"nobody to ask for status", []string{"status", "--servers", nobody}, []string{nobody, "hint: "}},
+		{"nobody of several to ask for status", []string{"status", "--servers", nobody + ",127.0.0.1:1"}, []string{nobody, "127.0.0.1:1", "hint: "}},
 		{"nobody to list blocks", []string{"blocks", "--servers", nobody}, []string{nobody, "hint: "}},
 		{"nobody to watch", []string{"watch", "--servers", nobody}, []string{nobody, "hint: "}},
 		{"nobody to join", []string{"server", "--join", nobody, "--join-timeout", "100ms"}, []string{nobody, "hint: check the addresses of --join"}},
@@ -185,7 +206,7 @@ func TestHintOfAStartFitsWhatFailed(t *testing.T) {
 	}
 }
 
-// TestAdvertisedAddressThatDoesNotLeadHere: who joins is not taken, and changes nothing; the first server goes on, and says so.
+// TestAdvertisedAddressThatDoesNotLeadHere: whether nobody, a server of the group, or something else answers there, who joins is not taken, and changes nothing; the first server goes on, and says so.
 func TestAdvertisedAddressThatDoesNotLeadHere(t *testing.T) {
 	dir := keepOnFailure(t)
 	nobody, err := net.Listen("tcp", "127.0.0.1:0")
@@ -207,11 +228,16 @@ func TestAdvertisedAddressThatDoesNotLeadHere(t *testing.T) {
 	leader := startProcess(t, "server", "--environment", other, "-o", "json")
 	started, _ := leader.waitEvent(0, "process_started")
 	_, _ = leader.waitEvent(0, "leader")
-	code, stdout, stderr := command(t, "server", "--environment", filepath.Join(dir, "third"), "--join", started["address"].(string),
-		"--advertise", wrong, "--join-timeout", "1s")
-	if code != exitFailed || stdout != "" || !strings.HasPrefix(stderr, "raftmine: ") || strings.Count(stderr, "\n") != 2 ||
-		!strings.Contains(stderr, wrong) || !strings.Contains(stderr, "\nhint: name an address that the other servers reach with --advertise") {
-		t.Errorf("exit code %d, said %q", code, stderr)
+	stranger := httptest.NewServer(http.NotFoundHandler()) // as of another machine
+	defer stranger.Close()
+	leads := started["address"].(string)
+	for _, address := range []string{wrong, leads, stranger.Listener.Addr().String()} {
+		code, stdout, stderr := command(t, "server", "--environment", filepath.Join(dir, "third"), "--join", leads,
+			"--advertise", address, "--join-timeout", "5s") // longer than the leader waits for who does not answer
+		if code != exitFailed || stdout != "" || !strings.HasPrefix(stderr, "raftmine: ") || strings.Count(stderr, "\n") != 2 ||
+			!strings.Contains(stderr, address) || !strings.Contains(stderr, "\nhint: name an address that the other servers reach with --advertise") {
+			t.Errorf("advertising %s: exit code %d, said %q", address, code, stderr)
+		}
 	}
 	if view, problem := statusOf(t, other); problem != "" || len(view.Servers) != 1 {
 		t.Errorf("the group has changed: %+v, %s", view.Servers, problem)
@@ -265,6 +291,30 @@ func TestShellVariableOfEnvDoesNotBreakRun(t *testing.T) {
 	}
 	t.Setenv("RAFTMINE_SERVERS", "0")
 	if code, _, stderr := command(t, "run"); code != exitUsage || !strings.Contains(stderr, "--servers 0") {
+		t.Errorf("exit code %d, said %q", code, stderr)
+	}
+	for _, neither := range []string{"three", "3 servers", "127.0.0.1:7001,x"} {
+		t.Setenv("RAFTMINE_SERVERS", neither)
+		if code, _, stderr := command(t, "run", "--miners", "-1"); code != exitUsage || !strings.Contains(stderr, "environment variable RAFTMINE_SERVERS") {
+			t.Errorf("RAFTMINE_SERVERS=%s: exit code %d, said %q", neither, code, stderr)
+		}
+	}
+}
+
+// TestErrorsAreOneLineOfWhatCanBePrinted, whatever a name or another machine put into them.
+func TestErrorsAreOneLineOfWhatCanBePrinted(t *testing.T) {
+	for text, want := range map[string]string{
+		"one":                             "one",
+		"one\ntwo\n\nthree\n":             "one; two; three",
+		"wiped \x1b[2K\rout \u202e\u0085": `wiped \x1b[2K\rout \u202e\u0085`,
+		"größer \xff":                     "größer \uFFFD",
+	} {
+		if got := oneLine(text); got != want {
+			t.Errorf("%q became %q, want %q", text, got, want)
+		}
+	}
+	code, _, stderr := command(t, "status", "--environment", filepath.Join(t.TempDir(), "a\nb\x1b[1m"))
+	if code != exitFailed || strings.Count(stderr, "\n") != 2 || strings.Contains(stderr, "\x1b") {
 		t.Errorf("exit code %d, said %q", code, stderr)
 	}
 }

@@ -70,8 +70,8 @@ func serversIn(env *registry.Environment) ([]string, error) {
 
 // serversFlag returns the addresses of --servers, or those of the local environment when it is empty.
 func serversFlag(cmd *cobra.Command, flag string) ([]string, error) {
-	if list := splitList(flag); len(list) > 0 {
-		return list, checkAddresses("servers", flag)
+	if flag != "" {
+		return splitList(flag), checkAddresses("servers", flag)
 	}
 	return localServers(cmd)
 }

@@ -1,6 +1,11 @@
 package main
 
-import "errors"
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"unicode"
+)
 
 // usageError is a mistake in the command line: exit code 2.
 type usageError struct{ err error }
@@ -35,4 +40,20 @@ func hintFor(err error) string {
 		return `"raftmine help" lists commands; "raftmine COMMAND --help" its flags`
 	}
 	return ""
+}
+
+// oneLine makes text fit for one line of a terminal: joined errors stand behind one another, and what cannot be printed,
+// which may come with a file's name or from another machine, is escaped.
+func oneLine(text string) string {
+	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })
+	var out strings.Builder
+	for _, r := range strings.Join(lines, "; ") {
+		if unicode.IsPrint(r) {
+			out.WriteRune(r)
+		} else {
+			escaped := strconv.QuoteRune(r)
+			out.WriteString(escaped[1 : len(escaped)-1])
+		}
+	}
+	return out.String()
 }

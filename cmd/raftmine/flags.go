@@ -23,6 +23,18 @@ func environmentVariable(flag string) string {
 	return "RAFTMINE_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
+// refuseEmptyFlags refuses a flag that the command line names and gives nothing, as a script does whose variable is not
+// set: what it asked for would silently not be done.
+func refuseEmptyFlags(cmd *cobra.Command) error {
+	var failed error
+	cmd.Flags().Visit(func(flag *pflag.Flag) {
+		if value := flag.Value.String(); failed == nil && (strings.TrimSpace(value) == "" || flag.Value.Type() == "stringSlice" && value == "[]") {
+			failed = fmt.Errorf("--%s is given without a value", flag.Name)
+		}
+	})
+	return failed
+}
+
 // flagsFromEnvironment gives every flag that the command line leaves alone the value of its environment variable.
 func flagsFromEnvironment(cmd *cobra.Command) error {
 	var failed error
@@ -32,7 +44,7 @@ func flagsFromEnvironment(cmd *cobra.Command) error {
 			return
 		}
 		// RAFTMINE_SERVERS is the list of addresses that "raftmine env" exports; run's --servers is a number.
-		if _, err := strconv.Atoi(value); err != nil && flag.Name == "servers" && flag.Value.Type() == "int" {
+		if flag.Name == "servers" && flag.Value.Type() == "int" && checkAddresses("servers", value) == nil {
 			return
 		}
 		if err := cmd.Flags().Set(flag.Name, value); err != nil {
@@ -50,6 +62,11 @@ const annotationEnvironment = "raftmine_environment"
 func fromEnvironment(cmd *cobra.Command, flag string) bool {
 	_, found := cmd.Flag(flag).Annotations[annotationEnvironment]
 	return found
+}
+
+// given reports whether the command line itself has a flag.
+func given(cmd *cobra.Command, flag string) bool {
+	return cmd.Flags().Changed(flag) && !fromEnvironment(cmd, flag)
 }
 
 // jsonOutput reports whether --output json was asked for.
@@ -100,26 +117,36 @@ func newLogger(cmd *cobra.Command, w io.Writer) (*slog.Logger, error) {
 // checkListen refuses a listen address that other machines could reach: nothing on the wire is encrypted or
 // authenticated.
 func checkListen(address string, insecure bool) error {
-	host, port, err := net.SplitHostPort(address)
+	_, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return usageError{fmt.Errorf("--listen %q: want HOST:PORT", address)}
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return usageError{fmt.Errorf("--listen %q: port %q is not a number from 0 to 65535", address, port)}
 	}
-	if insecure {
-		return nil
+	if !insecure {
+		return checkLoopback("listen", address)
 	}
+	return nil
+}
+
+// checkLoopback refuses an address that other machines could reach.
+func checkLoopback(flag, address string) error {
+	host, _, _ := net.SplitHostPort(address)
 	if ip := net.ParseIP(host); host == "localhost" || (ip != nil && ip.IsLoopback()) {
 		return nil
 	}
-	return hinted(usageError{fmt.Errorf("--listen %s is not a loopback address, and connections are neither encrypted nor authenticated", address)},
-		"listen on 127.0.0.1, or add --insecure on a network where every machine is trusted")
+	return hinted(usageError{fmt.Errorf("--%s %s is not a loopback address, and connections are neither encrypted nor authenticated", flag, address)},
+		"use 127.0.0.1, or add --insecure on a network where every machine is trusted")
 }
 
-// checkAddresses refuses a flag's value that is not a list of addresses.
+// checkAddresses refuses a flag's value that is not a list of addresses. Empty is none.
 func checkAddresses(flag, text string) error {
-	for _, address := range splitList(text) {
+	list := splitList(text)
+	if len(list) == 0 && text != "" {
+		return usageError{fmt.Errorf("--%s %q: it names no address", flag, text)}
+	}
+	for _, address := range list {
 		host, port, err := net.SplitHostPort(address)
 		if err != nil || host == "" {
 			return usageError{fmt.Errorf("--%s %q: want HOST:PORT", flag, address)}
@@ -129,6 +156,16 @@ func checkAddresses(flag, text string) error {
 		}
 	}
 	return nil
+}
+
+// checkDialable refuses to tell others an address that is none: that of all interfaces.
+func checkDialable(flag, address string) error {
+	host, _, _ := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); host != "" && !(ip != nil && ip.IsUnspecified()) {
+		return nil
+	}
+	return hinted(usageError{fmt.Errorf("--%s %s: no other server can dial that address", flag, address)},
+		"name one that the others reach with --advertise HOST:PORT")
 }
 
 // splitList splits a comma-separated flag; spaces and empty parts do not count.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -47,6 +48,9 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	running := false // false while cobra is still judging the command line: its errors are the caller's mistakes
 	root := newRootCommand()
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := refuseEmptyFlags(cmd); err != nil {
+			return usageError{err}
+		}
 		if err := flagsFromEnvironment(cmd); err != nil {
 			return usageError{err}
 		}
@@ -63,9 +67,13 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = errInterrupted // where it was met, and what was hinted there, says nothing
 	}
-	fmt.Fprintf(stderr, "raftmine: %v\n", err)
-	if hint := hintFor(err); hint != "" {
-		fmt.Fprintf(stderr, "hint: %s\n", hint)
+	said, hint := err.Error(), hintFor(err)
+	if before, names, found := strings.Cut(said, "\n\nDid you mean this?"); found { // cobra's
+		said, hint = before, "did you mean "+strings.Join(strings.Fields(names), " or ")+"?"
+	}
+	fmt.Fprintf(stderr, "raftmine: %s\n", oneLine(said))
+	if hint != "" {
+		fmt.Fprintf(stderr, "hint: %s\n", oneLine(hint))
 	}
 	var usage usageError
 	if !running || errors.As(err, &usage) {
@@ -92,5 +100,19 @@ Every flag can also be given by the environment variable RAFTMINE_<FLAG>, such a
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newRunCommand(), newServerCommand(), newMinerCommand(), newWebServiceCommand(),
 		newStatusCommand(), newWatchCommand(), newBlocksCommand(), newEnvCommand(), newDrillCommand(), newBenchCommand(), newAuditCommand(), newProofCommand())
+	root.InitDefaultHelpCmd()
+	if help, _, err := root.Find([]string{"help"}); err == nil {
+		help.RunE = helpAbout
+	}
 	return root
+}
+
+// helpAbout is cobra's help command, for which a command that there is not is an error too.
+func helpAbout(cmd *cobra.Command, args []string) error {
+	about, _, err := cmd.Root().Find(args)
+	if err != nil {
+		return usageError{err}
+	}
+	about.InitDefaultHelpFlag()
+	return about.Help()
 }

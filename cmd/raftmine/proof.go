@@ -42,14 +42,16 @@ one learns that nothing was changed up to there.`,
 				return err
 			}
 			asked := len(args)
-			for _, given := range []bool{cmd.Flags().Changed("record"), older != "", verify != ""} {
-				if given {
+			for _, wanted := range []bool{cmd.Flags().Changed("record"), older != "", verify != ""} {
+				if wanted {
 					asked++
 				}
 			}
 			switch {
 			case asked != 1:
 				return usageError{errors.New("give one of HEIGHT, --record INDEX, --older RECORDS:TREE, or --verify FILE")}
+			case verify != "" && (given(cmd, "data-dir") || given(cmd, "file")):
+				return usageError{errors.New("--verify reads one proof and writes nothing: give it without --data-dir and --file")}
 			case verify != "":
 				return verifyProof(cmd, out, verify, known)
 			case known != "" && !fromEnvironment(cmd, "known"):

@@ -86,16 +86,22 @@ func (o *runOptions) validate() error {
 	case o.blockTime < 0:
 		return fmt.Errorf("--block-time %s: want 0 (fixed difficulty) or more", o.blockTime)
 	}
-	if o.webService != "" {
-		client, err := webservice.NewClient(o.webService, webservice.ClientConfig{})
-		if err != nil {
-			return fmt.Errorf("--web-service: %w", err)
-		}
-		if err := client.Close(); err != nil {
-			return err
-		}
+	if err := checkWebService(o.webService); err != nil {
+		return err
 	}
 	return o.serverFlags.validate()
+}
+
+// checkWebService refuses a URL of which no client can be made. Empty is none.
+func checkWebService(url string) error {
+	if url == "" {
+		return nil
+	}
+	client, err := webservice.NewClient(url, webservice.ClientConfig{})
+	if err != nil {
+		return fmt.Errorf("--web-service: %w", err)
+	}
+	return client.Close()
 }
 
 // maxServers bounds the servers of a local run: Raft's cost grows with each, and its sense ends long before this.

@@ -148,7 +148,7 @@ and has the lowest id leads.`,
 }
 
 func (o *serverOptions) validate() error {
-	if err := o.serverTuning.validate(); err != nil {
+	if err := errors.Join(o.serverTuning.validate(), checkWebService(o.webService)); err != nil {
 		return usageError{err}
 	}
 	if err := checkListen(o.listen, o.insecure); err != nil {
@@ -159,6 +159,18 @@ func (o *serverOptions) validate() error {
 	}
 	if err := checkAddresses("advertise", o.advertise); err != nil {
 		return err
+	}
+	told, flag := o.listen, "listen"
+	if o.advertise != "" {
+		told, flag = o.advertise, "advertise"
+	}
+	if err := checkDialable(flag, told); err != nil {
+		return err
+	}
+	if !o.insecure {
+		if err := checkLoopback(flag, told); err != nil {
+			return err
+		}
 	}
 	if o.mine < 0 || o.mine > 1024 {
 		return usageError{fmt.Errorf("--mine %d: want 0 to 1024 threads", o.mine)}

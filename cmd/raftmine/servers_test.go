@@ -114,6 +114,52 @@ func TestTwoServersOnOneDataDirectory(t *testing.T) {
 	}
 }
 
+// TestStatusSaysThatTheWebServiceIsGone: since when and why, until it is back; the job stays as it was.
+func TestStatusSaysThatTheWebServiceIsGone(t *testing.T) {
+	dir := keepOnFailure(t)
+	environment := filepath.Join(dir, "environment")
+	serve := func(listen string) *process {
+		return startProcess(t, "webservice", "--environment", environment, "--zeros", "16", "--listen", listen, "-o", "json")
+	}
+	service := serve("127.0.0.1:0")
+	started, _ := service.waitEvent(0, "process_started")
+	url := started["address"].(string)
+	startProcess(t, "server", "--environment", environment, "--heartbeat", "200ms", "--web-service", url)
+	var job jobView
+	eventually(t, "a job is open", func() string {
+		view, problem := statusOf(t, environment)
+		if problem != "" || view.Job == nil || view.WebServiceError != "" {
+			return fmt.Sprintf("%+v, %s", view, problem)
+		}
+		job = *view.Job
+		return ""
+	})
+	service.signal(syscall.SIGKILL)
+	_ = service.waitExit()
+	eventually(t, "status says that it is gone", func() string {
+		view, problem := statusOf(t, environment)
+		if problem != "" || !strings.Contains(view.WebServiceError, "since ") || !strings.Contains(view.WebServiceError, "connection refused") {
+			return fmt.Sprintf("%+v, %s", view, problem)
+		}
+		if *view.Job != job {
+			t.Fatalf("the job was %+v and is %+v", job, *view.Job)
+		}
+		return ""
+	})
+	if code, stdout, _ := command(t, "status", "--environment", environment); code != exitDone ||
+		!strings.Contains(stdout, "\nweb service "+url+": ") || !strings.Contains(stdout, "connection refused") {
+		t.Errorf("for people: exit code %d\n%s", code, stdout)
+	}
+	serve(strings.TrimPrefix(url, "http://"))
+	eventually(t, "the web service is back", func() string {
+		view, problem := statusOf(t, environment)
+		if problem != "" || view.WebServiceError != "" || *view.Job != job {
+			return fmt.Sprintf("%+v, %s; the job was %+v", view, problem, job)
+		}
+		return ""
+	})
+}
+
 // TestJoinAddressNobodyListensOn gives up with one clear line, and leaves nothing that stops a later start.
 func TestJoinAddressNobodyListensOn(t *testing.T) {
 	dir := keepOnFailure(t)

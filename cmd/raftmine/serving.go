@@ -45,11 +45,7 @@ func (o *serverOptions) openSource(env *registry.Environment) (blockSource, erro
 	if o.webService == "" {
 		return &localSource{env: env}, nil
 	}
-	client, err := webservice.NewClient(o.webService, webservice.ClientConfig{})
-	if err != nil {
-		return nil, usageError{fmt.Errorf("--web-service: %w", err)}
-	}
-	return client, nil
+	return webservice.NewClient(o.webService, webservice.ClientConfig{})
 }
 
 // serve runs one server until ctx ends or it fails.
