@@ -270,10 +270,12 @@ func TestCommandsThatOnlyLookMakeNoEnvironment(t *testing.T) {
 
 func TestEnvironmentVariablesStandForFlags(t *testing.T) {
 	t.Setenv("RAFTMINE_MINERS", "-7")
-	if code, _, stderr := command(t, "run"); code != exitUsage || !strings.Contains(stderr, "--miners -7") {
+	if code, _, stderr := command(t, "run"); code != exitUsage || !strings.Contains(stderr, "--miners -7") ||
+		!strings.HasSuffix(stderr, "\nhint: that is from the environment variable RAFTMINE_MINERS\n") {
 		t.Errorf("exit code %d, said %q", code, stderr)
 	}
-	if code, _, stderr := command(t, "run", "--miners", "-8"); code != exitUsage || !strings.Contains(stderr, "--miners -8") {
+	if code, _, stderr := command(t, "run", "--miners", "-8"); code != exitUsage || !strings.Contains(stderr, "--miners -8") ||
+		strings.Contains(stderr, "RAFTMINE_MINERS") {
 		t.Errorf("a flag does not win over its variable: exit code %d, said %q", code, stderr)
 	}
 	t.Setenv("RAFTMINE_MINERS", "many")
@@ -313,9 +315,25 @@ func TestErrorsAreOneLineOfWhatCanBePrinted(t *testing.T) {
 			t.Errorf("%q became %q, want %q", text, got, want)
 		}
 	}
+	if _, _, stderr := command(t, "serve"); stderr != "raftmine: unknown command \"serve\" for \"raftmine\"\nhint: did you mean server?\n" {
+		t.Errorf("a mistyped command: said %q", stderr)
+	}
 	code, _, stderr := command(t, "status", "--environment", filepath.Join(t.TempDir(), "a\nb\x1b[1m"))
 	if code != exitFailed || strings.Count(stderr, "\n") != 2 || strings.Contains(stderr, "\x1b") {
 		t.Errorf("exit code %d, said %q", code, stderr)
+	}
+}
+
+func TestHelpAndVersionAreSaidWhateverElseIsGiven(t *testing.T) {
+	for args, want := range map[string]string{
+		"--help --environment x":    "Usage:",
+		"--version --environment x": version,
+		"run --help --miners 1":     "--block-time",
+		"help server list":          "List the servers",
+	} {
+		if code, stdout, stderr := command(t, strings.Fields(args)...); code != exitDone || !strings.Contains(stdout, want) || stderr != "" {
+			t.Errorf("%s: exit code %d, printed %q, said %q", args, code, stdout, stderr)
+		}
 	}
 }
 

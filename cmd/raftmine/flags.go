@@ -64,6 +64,16 @@ func fromEnvironment(cmd *cobra.Command, flag string) bool {
 	return found
 }
 
+// variableBlamed returns the environment variable that gave a flag the value which an error complains of; empty: none did.
+func variableBlamed(cmd *cobra.Command, said string) (variable string) {
+	cmd.Flags().Visit(func(flag *pflag.Flag) {
+		if strings.HasPrefix(said, "--"+flag.Name+" ") && fromEnvironment(cmd, flag.Name) {
+			variable = environmentVariable(flag.Name)
+		}
+	})
+	return variable
+}
+
 // given reports whether the command line itself has a flag.
 func given(cmd *cobra.Command, flag string) bool {
 	return cmd.Flags().Changed(flag) && !fromEnvironment(cmd, flag)

@@ -60,7 +60,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
@@ -70,6 +70,9 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	said, hint := err.Error(), hintFor(err)
 	if before, names, found := strings.Cut(said, "\n\nDid you mean this?"); found { // cobra's
 		said, hint = before, "did you mean "+strings.Join(strings.Fields(names), " or ")+"?"
+	}
+	if variable := variableBlamed(cmd, said); variable != "" {
+		hint = "that is from the environment variable " + variable
 	}
 	fmt.Fprintf(stderr, "raftmine: %s\n", oneLine(said))
 	if hint != "" {
@@ -100,6 +103,8 @@ Every flag can also be given by the environment variable RAFTMINE_<FLAG>, such a
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newRunCommand(), newServerCommand(), newMinerCommand(), newWebServiceCommand(),
 		newStatusCommand(), newWatchCommand(), newBlocksCommand(), newEnvCommand(), newDrillCommand(), newBenchCommand(), newAuditCommand(), newProofCommand())
+	root.InitDefaultHelpFlag() // before cobra looks for the command: else it takes what follows --help for one
+	root.InitDefaultVersionFlag()
 	root.InitDefaultHelpCmd()
 	if help, _, err := root.Find([]string{"help"}); err == nil {
 		help.RunE = helpAbout

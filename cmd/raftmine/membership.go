@@ -88,7 +88,7 @@ is started again on its data directory it is a member again. A server that runs 
 					return err
 				}
 				out.print(removedView{"server_removed", id}, "server %d is no member any more; started again on its data directory it comes back", id)
-				return nil
+				return out.failed()
 			})
 		},
 	}
@@ -135,7 +135,7 @@ id leads, so that one takes it back as soon as it has caught up: to keep a serve
 					undone = ", and it has the lowest id that is up"
 				}
 				out.print(view, "leadership went to server %d%s", chosen, undone)
-				return nil
+				return out.failed()
 			})
 		},
 	}

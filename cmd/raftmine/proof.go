@@ -152,7 +152,7 @@ func writeProof(cmd *cobra.Command, out *printer, proof io.WriterTo, file string
 	}
 	pending, err := renameio.NewPendingFile(file, renameio.WithPermissions(0o644), renameio.WithTempDir(filepath.Dir(file)))
 	if err != nil {
-		return err
+		return fmt.Errorf("--file %s: %w", file, err)
 	}
 	defer func() { err = errors.Join(err, pending.Cleanup()) }()
 	if _, err := proof.WriteTo(pending); err != nil {
