@@ -19,6 +19,9 @@ const (
 	stableHeartbeats = 2 // answered in a row, before a server counts as up
 )
 
+// removedRounds is after how many heartbeats a removed server is asked whether it is there. Tuning.
+const removedRounds = 12
+
 // peerSet is what this server knows of the others by its own heartbeats. Every server keeps it, so a new leader need not
 // begin at nothing.
 type peerSet struct {
@@ -382,19 +385,23 @@ func (n *Node) report() ServerReport {
 	}
 }
 
-// findOthers asks the addresses that were given to join, and those that others passed on in their heartbeats, while no
-// leader is known: after a restart the others may be elsewhere, and this server as well, so that those who moved meanwhile
-// do not find each other.
+// findOthers asks the addresses that were given to join, those that others passed on in their heartbeats, and those of removed
+// servers, while no leader is known: after a restart the others may be elsewhere, and this server as well, so that those who moved
+// meanwhile do not find each other. Removed servers are asked now and then in any case: those who removed them may have moved
+// since, and they get no heartbeats.
 func (n *Node) findOthers(ctx context.Context) {
-	for first, ok := true, true; ok; first, ok = false, sleep(ctx, n.config.Heartbeat) {
+	for round, ok := 0, true; ok; round, ok = round+1, sleep(ctx, n.config.Heartbeat) {
+		var addresses []string
 		// Once in any case: an only voter is its own leader at once, and knows nobody who moved.
-		if n.leader() != 0 && !first {
+		if round == 0 || n.leader() == 0 {
+			addresses = slices.Clone(n.config.Join)
+			if passedOn := n.passedOn.Load(); passedOn != nil {
+				addresses = append(addresses, *passedOn...)
+			}
+		} else if round%removedRounds != 0 {
 			continue
 		}
-		addresses := slices.Clone(n.config.Join)
-		if passedOn := n.passedOn.Load(); passedOn != nil {
-			addresses = append(addresses, *passedOn...)
-		}
+		addresses = append(addresses, n.removedAddresses()...)
 		slices.Sort(addresses)
 		for _, address := range slices.Compact(addresses) {
 			if address == n.config.Advertise {
@@ -406,4 +413,16 @@ func (n *Node) findOthers(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// removedAddresses returns where the servers that are no members were last.
+func (n *Node) removedAddresses() (addresses []string) {
+	n.View(func(v fsm.View) {
+		for _, row := range v.Servers() {
+			if !row.Member && row.ID != n.id {
+				addresses = append(addresses, row.Address)
+			}
+		}
+	})
+	return addresses
 }

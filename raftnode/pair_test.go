@@ -237,6 +237,30 @@ func TestSilentServersLeaveTheVotersOneAfterTheOther(t *testing.T) {
 	})
 }
 
+// TestServerThatMovedFindsThoseThatItRemoved: they look for it where it was, and it alone knows where they are.
+func TestServerThatMovedFindsThoseThatItRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCluster(t, 2, func(config *Config) { config.Grace = 2 * DefaultHeartbeat })
+		c.settled()
+		removed := c.servers[1].node.Address()
+		c.net.setPaused(removed, true)
+		c.wait("server 2 is removed", func() bool {
+			leader := c.leader()
+			return leader != nil && len(leader.serverIDs()) == 1
+		})
+		before := c.servers[0].node.Address()
+		c.servers[0].kill()
+		c.servers[0].start()
+		if after := c.servers[0].node.Address(); after == before {
+			t.Fatalf("server 1 is at %s as before", after)
+		}
+		c.wait("server 1 leads alone", func() bool { return c.voters() == "[1]" })
+		time.Sleep(time.Minute)
+		c.net.setPaused(removed, false)
+		c.wait("server 2 votes and is up again", func() bool { return c.voters() == "[1 2]" && c.up(1, 2) })
+	})
+}
+
 func TestStoppedClusterKeepsItsVoters(t *testing.T) {
 	for _, size := range []int{2, 3} {
 		synctest.Test(t, func(t *testing.T) {

@@ -77,8 +77,9 @@ func (s *simSchedule) choose(f *simFault, dice *rand.Rand) (target string) {
 	name := simHost(a)
 	switch kind := dice.IntN(32); {
 	case kind < 7:
-		// The others stay: a majority that moved at once would need an environment, or --join, to find each other.
-		moves := dice.IntN(4) == 0 && a <= 2
+		// The others stay: a majority that moved at once would need an environment, or --join, to find each other. Where the group
+		// shrinks, two may be all of it.
+		moves := dice.IntN(4) == 0 && (a == 1 || a == 2 && s.graceful)
 		f.what = fmt.Sprintf("server %d crashes", a)
 		if moves {
 			f.what += " and returns at another address"
