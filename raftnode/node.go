@@ -362,12 +362,16 @@ func (c *calls) begin() bool {
 	return true
 }
 
+// taking is how long Raft may need to take up a call, unless its disk stalls. Tuning.
+const taking = 50 * time.Millisecond
+
 // end lets no call begin any more and waits for those that somebody waits for; only a disk that stalls makes that long.
 func (c *calls) end(patience time.Duration) {
 	c.mu.Lock()
 	c.ended = true
 	c.mu.Unlock()
 	waitAtMost(&c.awaited, patience)
+	waitAtMost(&c.active, min(patience, taking)) // Raft never answers what it has not taken up when it is shut down
 }
 
 // settle waits for all calls, once Raft has ended.
