@@ -332,6 +332,28 @@ func TestBestLogIsTakenNotTheSurvivorsOwn(t *testing.T) {
 	})
 }
 
+// TestServerThatTheBestLogRemovedGoesOnAlone: it was away for longer than the grace period, and knows nothing of its removal.
+func TestServerThatTheBestLogRemovedGoesOnAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 3, func(config *Config) { config.Grace = 5 * time.Second })
+		c.strike(20)
+		c.server(3).kill()
+		c.wait("server 3 is removed", func() bool { return slices.Equal(voters(c.leader()), []uint64{1, 2}) })
+		c.strike(5)
+		c.server(2).kill()
+		c.server(1).kill()
+		c.reopen(3)
+		c.orphaned(3)
+		c.reopen(3)
+		c.strike(5)
+		c.nothingLost(c.server(3).node)
+		c.reopen(1)
+		c.reopen(2)
+		c.whole(3)
+		c.wait("all have the same state", c.same)
+	})
+}
+
 // TestBestLogBehindASnapshotIsTaken: the survivor lags so far that the best log no longer has what it lacks.
 func TestBestLogBehindASnapshotIsTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -238,8 +238,9 @@ func (n *Node) settle(ctx context.Context, identity Identity) (*fence, error) {
 	return nil, err
 }
 
-// announceRecovery returns what the first entry after a recovery here begins with: the recovery, and that the voters it
-// left behind are no members until they return. It is empty once anything follows the recovered history.
+// announceRecovery returns what the first entry after a recovery here begins with: the recovery, that this server is a member,
+// though the others may have removed it while it was away, and that the voters it left behind are none until they return. It
+// is empty once anything follows the recovered history.
 func (n *Node) announceRecovery() (commands []fsm.Command) {
 	if n.recovered == nil {
 		return nil
@@ -249,6 +250,9 @@ func (n *Node) announceRecovery() (commands []fsm.Command) {
 			return
 		}
 		commands = append(commands, n.recovered.command())
+		if row, ok := v.Server(n.id); ok && !row.Member {
+			commands = append(commands, fsm.ReadmitServer{ServerID: n.id})
+		}
 		for _, id := range n.recovered.Left {
 			if row, ok := v.Server(id); ok && row.Member {
 				commands = append(commands, fsm.RemoveServer{ServerID: id, Reason: fmt.Sprintf("server %d went on alone", n.id)})
