@@ -86,7 +86,9 @@
 // no votes until its log reaches beyond the recovery (votegate.go).
 //
 // Nobody goes on alone by itself across hosts, after a boot, over a network file system, with one log that cannot be read,
-// or after StopCluster. Recover is the operator's way; it passes over voters that cannot be found, never over one that runs.
+// or after StopCluster. Recover is the operator's way; it passes over voters that cannot be found, never over one that runs. It
+// also goes on from a fenced log when the survivor cannot tell, for what was acknowledged before is there. The person gives up
+// what the survivor alone had, so that fence is lifted before the intent is written: cut short then, it may be repeated.
 //
 // # Disk
 //
@@ -123,6 +125,10 @@
 // A journal that was cut, and whose files "synced" and "written" were made to fit, cannot be told from one that ended there; the
 // other servers' journals can tell. The log cannot, to who only reads: a running server has it locked, and it does not say what
 // of it was committed. Damage in a segment before the last one is found some time after the start.
+//
+// A server that archived its log behind a fence, and whose survivor is lost before it sent the server everything, has nothing left
+// that a recovery could go on with but the log in its archive, which no command takes. A survivor that was moved is found
+// by its fenced servers only while it runs in their environment.
 //
 // Voters that an operator gave up, and that start again on their old directories, are found out when they meet the
 // recovery's entry, but not when a snapshot of theirs reaches beyond it.

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/hashicorp/raft"
 
 	"raftmine/fsm"
@@ -67,7 +66,8 @@ const (
 func (f *fence) fate() (fenceFate, error) {
 	unknown := func(err error) (fenceFate, error) {
 		return 0, fmt.Errorf("server %d may have gone on alone without this server, and %s cannot tell: %w; start server %d first, "+
-			"or move this data directory away to join as a new server", f.Survivor, f.SurvivorDir, err, f.Survivor)
+			"in the same environment if its data directory was moved; if that is lost, \"raftmine server recover\" goes on without what it alone has",
+			f.Survivor, f.SurvivorDir, err, f.Survivor)
 	}
 	fate, err := f.look()
 	if err != nil {
@@ -128,6 +128,23 @@ func (f *fence) announced() bool {
 	return false
 }
 
+// follow finds a survivor that runs on another directory than the fence says: its own, moved.
+func (f *fence) follow(env *registry.Environment) {
+	if env == nil || f.survivorIsThere() == nil {
+		return
+	}
+	entries, _ := env.Entries() // one that cannot be read tells nothing
+	for _, entry := range entries {
+		if entry.Role != registry.RoleServer || entry.ServerID != f.Survivor || entry.ClusterID != f.ClusterID {
+			continue
+		}
+		moved := *f
+		if moved.SurvivorDir = entry.DataDir; moved.survivorIsThere() == nil {
+			f.SurvivorDir = entry.DataDir
+		}
+	}
+}
+
 // survivorIsThere returns why the directory that the fence names is not the survivor's: nothing is known of its fate, then.
 func (f *fence) survivorIsThere() error {
 	identity, err := readIdentity(f.SurvivorDir)
@@ -139,7 +156,7 @@ func (f *fence) survivorIsThere() error {
 
 // passFence waits until the fence's fate is known, and lifts it or archives the log. It returns the fence when the log
 // was archived: then the server begins with an empty one, and beginAgain follows.
-func passFence(ctx context.Context, dir *DataDir, waiting func(survivor uint64)) (*fence, error) {
+func passFence(ctx context.Context, dir *DataDir, env *registry.Environment, waiting func(survivor uint64)) (*fence, error) {
 	f, err := readFence(dir.Path(), fenceFileName)
 	if err != nil || f == nil {
 		return nil, err
@@ -150,6 +167,7 @@ func passFence(ctx context.Context, dir *DataDir, waiting func(survivor uint64))
 			ErrDamagedDataDir, filepath.Join(dir.Path(), fenceFileName), f.ServerID, f.ClusterID, identity.ServerID, identity.ClusterID)
 	}
 	for told := false; ; told = true {
+		f.follow(env)
 		fate, err := f.fate()
 		switch {
 		case err != nil:
@@ -276,21 +294,30 @@ func lastTermOf(stores *Stores) (uint64, error) {
 	return term, nil
 }
 
-// errLostSurvivor: a fence's fate cannot be known.
-var errLostSurvivor = errors.New("cannot tell")
+// doubt is a fence whose fate cannot be known.
+type doubt struct {
+	survivor uint64
+	why      string
+}
 
-// fencesOff refuses to overwrite the fence of a recovery that was decided, or may have been (errLostSurvivor): who finds
-// it must not use that log.
-func fencesOff(dir string, id uuid.UUID) error {
+// fencesOff refuses to go on with a log whose server must not use it any more, or to overwrite its fence: that of a recovery
+// that was decided, or may have been. A person may do the latter, and the new term is above that recovery's then.
+func (r *recovery) fencesOff(dir string) error {
 	f, err := readFence(dir, fenceFileName)
-	if err != nil || f == nil || f.RecoveryID == id {
+	if err != nil || f == nil || f.RecoveryID == r.facts.RecoveryID {
 		return err
 	}
+	f.follow(r.env)
 	fate, err := f.look()
-	if err != nil {
-		return fmt.Errorf("server %d may have gone on alone without it, and %s %w: %w", f.Survivor, f.SurvivorDir, errLostSurvivor, err)
-	}
-	if fate == fenceDecided {
+	switch {
+	case err != nil:
+		err = fmt.Errorf("server %d may have gone on alone without server %d, and %s cannot tell: %w", f.Survivor, f.ServerID, f.SurvivorDir, err)
+		if r.operator {
+			r.doubts, r.above = append(r.doubts, doubt{f.Survivor, err.Error()}), max(r.above, f.NewTerm)
+			return nil
+		}
+		return err
+	case fate == fenceDecided:
 		return fmt.Errorf("it was left behind when server %d went on alone: start server %d", f.Survivor, f.Survivor)
 	}
 	return nil

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"raftmine/raftnode/registry"
 )
 
 func sampleFence() fence {
@@ -296,6 +298,36 @@ func TestFenceHoldsThoughTheSurvivorsRecordIsLost(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestFencedServerFindsASurvivorThatWasMoved: the fence names where it was, and the environment where it is.
+func TestFencedServerFindsASurvivorThatWasMoved(t *testing.T) {
+	env, err := registry.Open(filepath.Join(t.TempDir(), "environment"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 2, func(config *Config) { config.Environment = env })
+		c.strike(5)
+		c.server(1).kill()
+		c.orphaned(2)
+		c.reopen(2)
+		c.strike(5)
+		c.server(2).kill()
+		moved := c.server(2).dir + ".moved"
+		if err := os.Rename(c.server(2).dir, moved); err != nil {
+			t.Fatal(err)
+		}
+		c.server(2).dir = moved
+		if err := c.open(1); err == nil || !strings.Contains(err.Error(), "start server 2 first") {
+			t.Fatalf("before server 2 runs: %v", err)
+		}
+		c.reopen(2)
+		c.reopen(1)
+		c.whole(2)
+		c.wait("both have the same state", c.same)
+		c.nothingLost(c.leader())
+	})
 }
 
 // TestFenceThatDoesNotFitTheLogStopsTheServer: the log here has what the survivor never had.

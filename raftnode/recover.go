@@ -49,7 +49,8 @@ type recovery struct {
 
 	voters map[uint64]*lockedVoter // this server among them
 	given  []LostVoter             // operator only
-	doubts []string                // operator only: RecoveryPlan.Doubts
+	doubts []doubt                 // operator only
+	above  uint64                  // operator only: the highest term of a recovery in doubt
 	facts  recoveryFacts
 	best   *lockedVoter
 }
@@ -200,9 +201,7 @@ func (r *recovery) lock(row fsm.Server) error {
 	voter := &lockedVoter{id: row.ID, path: path, lock: lock}
 	err = r.ownDirectory(path, row.ID) // once more, under the lock
 	if err == nil {
-		if err = fencesOff(path, r.facts.RecoveryID); r.operator && errors.Is(err, errLostSurvivor) {
-			r.doubts, err = append(r.doubts, err.Error()), nil
-		}
+		err = r.fencesOff(path)
 	}
 	if err == nil {
 		voter.history, err = readHistory(path)
@@ -241,7 +240,7 @@ func (r *recovery) choose() error {
 	if r.best.state.Stopped() && !r.operator {
 		return refuse("the cluster was stopped on purpose: start all of its servers")
 	}
-	term := uint64(0)
+	term := r.above
 	r.facts.Left = nil
 	for _, voter := range r.sorted() {
 		term = max(term, voter.term)

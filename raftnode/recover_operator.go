@@ -58,11 +58,6 @@ func Recover(config RecoverConfig, confirm func(RecoveryPlan) bool) error {
 	if err := refuseCopy(config.DataDir, config.Host, config.Environment); err != nil {
 		return err
 	}
-	if f, err := readFence(dir, fenceFileName); err != nil {
-		return err
-	} else if f != nil {
-		return fmt.Errorf("server %d was left behind when server %d went on alone: start it, and it joins again", identity.ServerID, f.Survivor)
-	}
 	record, err := readRecovery(dir)
 	if err != nil {
 		return err
@@ -74,6 +69,9 @@ func Recover(config RecoverConfig, confirm func(RecoveryPlan) bool) error {
 		log: config.Logger.With("server_id", identity.ServerID)}
 	r.facts.RecoveryID = uuid.New() // a stand-in until there is an intent
 	defer r.release()
+	if err := r.fencesOff(dir); err != nil {
+		return fmt.Errorf("server %d: %w, and then this one, which joins again", identity.ServerID, err)
+	}
 	if err := r.gather(); err != nil {
 		return err
 	}
@@ -83,6 +81,10 @@ func Recover(config RecoverConfig, confirm func(RecoveryPlan) bool) error {
 	}
 	if !confirm(plan) {
 		return nil
+	}
+	// The fence goes first: of a server that is the only voter it would be the end.
+	if err := liftFence(dir); err != nil {
+		return err
 	}
 	if r.facts.RecoveryID, err = writeIntent(dir, true); err != nil {
 		return err
@@ -106,7 +108,11 @@ func (r *recovery) plan() RecoveryPlan {
 		LogOf:     r.best.id,
 		Voters:    r.best.voters(),
 		NotRead:   r.given,
-		Doubts:    r.doubts,
+	}
+	for _, d := range r.doubts {
+		if r.voters[d.survivor] == nil { // else its log was read: what it has alone is known
+			plan.Doubts = append(plan.Doubts, d.why)
+		}
 	}
 	for _, voter := range r.sorted() {
 		plan.Read = append(plan.Read, voter.id)

@@ -2,12 +2,14 @@ package raftnode
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"raftmine/fsm"
 )
@@ -183,5 +185,110 @@ func TestRecoveryKnowsThatAnotherMayHaveBeenDecided(t *testing.T) {
 		if !slices.Equal(plan.Read, []uint64{1, 2}) || !plan.MayLose() || len(plan.Doubts) != 1 || !strings.Contains(plan.Doubts[0], "server 3 may have gone on alone") {
 			t.Errorf("plan %+v", plan)
 		}
+	})
+}
+
+// TestOperatorGoesOnWithoutALostSurvivor: server 3 went on alone, and its directory is lost. The fenced servers wait until a
+// person gives up what server 3 alone had; what was acknowledged before is on their disks.
+func TestOperatorGoesOnWithoutALostSurvivor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 3)
+		c.strike(20)
+		c.server(2).kill()
+		c.server(1).kill()
+		c.orphaned(3)
+		c.reopen(3)
+		before := maps.Clone(c.acked)
+		c.strike(5)
+		c.server(3).kill()
+		if err := os.Rename(c.server(3).dir, c.server(3).dir+".lost"); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.open(1); err == nil || !strings.Contains(err.Error(), "raftmine server recover") {
+			t.Errorf("without the survivor: %v", err)
+		}
+		fenced, err := readFence(c.server(1).dir, fenceFileName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		recoverOn := func(id uint64, yes bool) (plan RecoveryPlan, err error) {
+			dir, err := OpenDataDir(c.server(id).dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dir.Close()
+			err = Recover(RecoverConfig{DataDir: dir, Host: fsm.Host{MachineID: "machine", BootID: "boot"}},
+				func(p RecoveryPlan) bool { plan = p; return yes })
+			return plan, err
+		}
+		plan, err := recoverOn(1, false)
+		if err != nil || !slices.Equal(plan.Read, []uint64{1, 2}) || len(plan.NotRead) != 1 || !plan.MayLose() || len(plan.Doubts) != 2 {
+			t.Errorf("plan %+v, %v", plan, err)
+		}
+		if still, err := readFence(c.server(1).dir, fenceFileName); still == nil || err != nil {
+			t.Errorf("the fence after a no: %+v, %v", still, err)
+		}
+		// Cut short at its first step: server 2 is fenced as before, so nobody leads, and it may be repeated.
+		func() {
+			defer func() { _ = recover() }()
+			defer func(old func(string)) { recoveryStep = old }(recoveryStep)
+			recoveryStep = func(string) { panic(killed) }
+			_, err := recoverOn(1, true)
+			t.Errorf("not cut short: %v", err)
+		}()
+		c.reopen(1)
+		if err := c.open(2); err == nil || !strings.Contains(err.Error(), "cannot tell") {
+			t.Errorf("server 2: %v", err)
+		}
+		time.Sleep(2 * time.Minute)
+		if c.leader() != nil {
+			t.Error("a server leads")
+		}
+		c.server(1).kill()
+		if _, err := recoverOn(1, true); err != nil {
+			t.Fatal(err)
+		}
+		c.reopen(1)
+		c.acked = before
+		c.strike(5)
+		if term := c.leader().Status().Term; term <= fenced.NewTerm {
+			t.Errorf("leads in term %d, and server 3 led in term %d", term, fenced.NewTerm)
+		}
+		c.reopen(2)
+		c.whole(2)
+		c.wait("both have the same state", c.same)
+		c.nothingLost(c.leader())
+	})
+}
+
+// TestSurvivorThatLostItsRecordCanBeRead: what server 3 acknowledged alone is in its log, so nothing is in doubt.
+func TestSurvivorThatLostItsRecordCanBeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 3)
+		c.strike(20)
+		c.server(2).kill()
+		c.server(1).kill()
+		c.orphaned(3)
+		c.reopen(3)
+		c.strike(5)
+		c.server(3).kill()
+		if err := errors.Join(os.Remove(filepath.Join(c.server(3).dir, recoveryFileName)), os.RemoveAll(filepath.Join(c.server(3).dir, journalFolder))); err != nil {
+			t.Fatal(err)
+		}
+		dir, err := OpenDataDir(c.server(1).dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var plan RecoveryPlan
+		err = Recover(RecoverConfig{DataDir: dir, Host: fsm.Host{MachineID: "machine", BootID: "boot"}}, func(p RecoveryPlan) bool { plan = p; return true })
+		if err := errors.Join(err, dir.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(plan.Read, []uint64{1, 2, 3}) || plan.LogOf != 3 || plan.MayLose() {
+			t.Errorf("plan %+v", plan)
+		}
+		c.reopen(1)
+		c.strike(5)
+		c.nothingLost(c.leader())
 	})
 }

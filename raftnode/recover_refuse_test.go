@@ -266,7 +266,7 @@ func TestFenceWaitsWhileItsRecoveryIsUndecided(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		told := 0
-		_, err = passFence(ctx, dir, func(uint64) { told++ })
+		_, err = passFence(ctx, dir, nil, func(uint64) { told++ })
 		if !errors.Is(err, context.DeadlineExceeded) || told != 1 {
 			t.Errorf("passed the fence with %v, told %d times", err, told)
 		}
@@ -276,7 +276,7 @@ func TestFenceWaitsWhileItsRecoveryIsUndecided(t *testing.T) {
 		if err := lock.Release(); err != nil {
 			t.Fatal(err)
 		}
-		if f, err := passFence(t.Context(), dir, func(uint64) {}); f != nil || err != nil {
+		if f, err := passFence(t.Context(), dir, nil, func(uint64) {}); f != nil || err != nil {
 			t.Errorf("the fence was not lifted: %+v, %v", f, err)
 		}
 	})

@@ -208,7 +208,7 @@ func hasLock(dir string) error {
 // settle does what must be done before Raft starts: it passes a fence, or finishes a recovery. It returns the fence when
 // this server begins again with an empty log.
 func (n *Node) settle(ctx context.Context, identity Identity) (*fence, error) {
-	f, err := passFence(ctx, n.config.DataDir, func(survivor uint64) {
+	f, err := passFence(ctx, n.config.DataDir, n.config.Environment, func(survivor uint64) {
 		n.log.Warn("a recovery that left this server behind is not decided yet, waiting", "survivor", survivor)
 	})
 	if err != nil {

@@ -94,8 +94,11 @@ func writeSealed(path string, body any) error {
 }
 
 func damagedFile(path string, err error) error {
-	return fmt.Errorf("%w: %s: %w; move the directory away to join as a new server, and never put an older copy of the file in its place",
-		ErrDamagedDataDir, path, err)
+	advice := "move the directory away to join as a new server, and never put an older copy of the file in its place"
+	if filepath.Base(path) == recoveryFileName { // it may be the only directory that is left
+		advice = "move this file away, and start again: what was recovered is in the log and in the journal"
+	}
+	return fmt.Errorf("%w: %s: %w; %s", ErrDamagedDataDir, path, err, advice)
 }
 
 // readSealed returns fs.ErrNotExist when there is no such file, and ErrDamagedDataDir when it cannot be understood.

@@ -29,6 +29,9 @@ On one host a server does this by itself once the locks of all other voters are 
 this host cannot look at: those of another machine, or whose data directory is gone. It reads the log of every voter that
 it finds, takes the best one, keeps these voters from ever using their old logs again, and gives up the rest.
 
+It also is the way out for a server that was left behind by one that went on alone, when that one is lost or its directory
+cannot tell what became of that: what it alone acknowledged is given up then. While it is there, start it instead.
+
 It says first what it would do and what that may lose, and changes nothing before that is confirmed: on a terminal by
 typing "yes", elsewhere with --yes.`,
 		Args: cobra.NoArgs,
