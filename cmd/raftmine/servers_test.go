@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // fullEndToEnd reports whether the long rounds were asked for: make e2e.
@@ -207,4 +208,29 @@ func TestMinerSaysThatItWaitsAndForWhomItMines(t *testing.T) {
 	})
 	startProcess(t, "server", "--environment", environment)
 	miner.waitLine(0, "it mines", func(line string) bool { return line == "mining for server 1 (term 2)" })
+}
+
+// TestServerWithoutALeaderSaysWhyWhenItKnows: the reason why it does not go on alone comes a minute after a start.
+func TestServerWithoutALeaderSaysWhyWhenItKnows(t *testing.T) {
+	began := time.Unix(1_000, 0)
+	pace := newWaitingPace(began)
+	for _, row := range []struct {
+		after time.Duration
+		alone string
+		due   bool
+	}{
+		{time.Second, "", false},
+		{time.Second, "known early", false},
+		{leaderless + 1, "", true},
+		{10 * time.Second, "", false},
+		{time.Minute, "server 1: it is on another machine", true},
+		{61 * time.Second, "server 1: it is on another machine", false},
+		{62 * time.Second, "", false},
+		{63 * time.Second, "server 1: it is on another machine", false},
+		{64 * time.Second, "server 1: its log is damaged", true},
+	} {
+		if due := pace.due(began.Add(row.after), row.alone); due != row.due {
+			t.Errorf("after %v, with %q: %t", row.after, row.alone, due)
+		}
+	}
 }

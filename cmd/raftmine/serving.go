@@ -190,18 +190,17 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 		defer func() { <-done }()
 	}
 	var known uint64 // the leader that was told last
-	without := time.Now()
+	waiting := newWaitingPace(time.Now())
 	ticker := time.NewTicker(roleEach)
 	defer ticker.Stop()
 	for {
 		status := node.Status()
 		switch {
 		case status.LeaderID == 0:
-			if !without.IsZero() && time.Since(without) > leaderless {
-				alone := node.Alone()
+			if alone := node.Alone(); waiting.due(time.Now(), alone) {
 				out.print(waitingView{"waiting", status.Voters, alone}, "no leader: waiting until a majority of the servers %s is up%s",
 					strings.Trim(fmt.Sprint(status.Voters), "[]"), notAlone(alone))
-				without, known = time.Time{}, 0 // said once
+				known = 0
 			}
 		case status.LeaderID != known:
 			known = status.LeaderID
@@ -214,7 +213,7 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 			}
 			fallthrough
 		default:
-			without = time.Now()
+			waiting = newWaitingPace(time.Now())
 		}
 		select {
 		case <-ctx.Done():
@@ -222,6 +221,24 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 		case <-ticker.C:
 		}
 	}
+}
+
+// waitingPace says when a server without a leader tells why it waits: after leaderless, and when it knows another reason, which
+// after a start is known much later.
+type waitingPace struct {
+	since time.Time
+	said  bool
+	alone string // with that
+}
+
+func newWaitingPace(now time.Time) waitingPace { return waitingPace{since: now} }
+
+func (w *waitingPace) due(now time.Time, alone string) bool {
+	if now.Sub(w.since) <= leaderless || w.said && (alone == "" || alone == w.alone) {
+		return false
+	}
+	w.said, w.alone = true, alone
+	return true
 }
 
 type waitingView struct {
