@@ -384,7 +384,7 @@ func (n *Node) onlyVoter() bool {
 }
 
 // Stop announces a planned stop: it hands leadership to another voter that is up, if this server leads, and has it committed
-// that this server is down. It stays a voter. It takes at most 2 s; Close follows in any case. After StopCluster there
+// that this server is down. It stays a voter, but in a group of two (pair.go). It takes at most 2 s; Close follows in any case. After StopCluster there
 // is nothing to announce.
 func (n *Node) Stop(ctx context.Context) error {
 	if err := n.alive(); err != nil {

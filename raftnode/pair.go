@@ -17,7 +17,8 @@ import (
 
 // A group of two voters needs both, so a leader whose only follower fails would lose its lease. It removes the follower
 // from the voters before that. This is safe: the other one needs two votes, and one of them is this server's, which no
-// longer counts it. On return it is added again (bringIn).
+// longer counts it. On return it is added again (bringIn). A follower that is stopped on purpose leaves the voters as well: a
+// stopped server stays one elsewhere, but here it would take the leadership with it, and only a recovery would bring it back.
 //
 // Three things say that the follower failed: its process died (watch.go), it announced a stop, or a Raft heartbeat
 // found no answer for pairPatience. Without a deadline of its own a Raft heartbeat to a paused process would hang for
@@ -270,6 +271,7 @@ func (n *Node) goOnWithout(ctx context.Context, id uint64, reason string) {
 	if n.raft.State() != raft.Leader || n.onlyFollower() != id || over || n.stopping.Load() {
 		return
 	}
+	p, _ := n.peers.get(id)
 	n.peers.lost(id) // it counts as gone until it answers again
 	if n.configTurn.take(ctx) != nil {
 		return
@@ -282,9 +284,13 @@ func (n *Node) goOnWithout(ctx context.Context, id uint64, reason string) {
 	defer cancel()
 	err := n.await(ctx, func() error { return n.raft.RemoveServer(raftID(id), 0, n.config.RaftElection).Error() })
 	if err != nil {
-		n.log.Warn("only follower failed and could not be removed from the voters", "peer", id, "reason", reason, "error", err)
+		n.log.Warn("only follower is gone and could not be removed from the voters", "peer", id, "reason", reason, "error", err)
 		return
 	}
-	n.log.Warn("only follower failed, going on alone", "peer", id, "reason", reason)
+	if p.left {
+		n.log.Info("only follower was stopped, going on without its vote", "peer", id)
+	} else {
+		n.log.Warn("only follower failed, going on without its vote", "peer", id, "reason", reason)
+	}
 	poke(n.govern)
 }

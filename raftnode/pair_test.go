@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -259,6 +260,38 @@ func TestServerThatMovedFindsThoseThatItRemoved(t *testing.T) {
 		c.net.setPaused(removed, false)
 		c.wait("server 2 votes and is up again", func() bool { return c.voters() == "[1 2]" && c.up(1, 2) })
 	})
+}
+
+// TestServerOfTwoThatIsStoppedDidNotFail: the other one goes on without its vote, and does not say that it failed.
+func TestServerOfTwoThatIsStoppedDidNotFail(t *testing.T) {
+	for _, id := range []uint64{1, 2} {
+		t.Run(fmt.Sprint("server ", id), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newDiskCluster(t, 2)
+				other := 3 - id
+				before := len(c.disks[other-1].logs.String())
+				if err := c.server(id).node.Stop(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				c.server(id).kill()
+				c.strike(1)
+				if v := voters(c.server(other).node); !slices.Equal(v, []uint64{other}) {
+					t.Errorf("voters %v", v)
+				}
+				said := c.disks[other-1].logs.String()[before:]
+				if !strings.Contains(said, "only follower was stopped") || strings.Contains(said, "failed") || strings.Contains(said, "level=WARN") {
+					t.Errorf("said %q", said)
+				}
+				c.reopen(id)
+				c.whole(2)
+				c.server(2).kill()
+				c.strike(1)
+				if said := c.disks[0].logs.String(); !strings.Contains(said, "only follower failed") {
+					t.Errorf("after a kill, said %q", said)
+				}
+			})
+		})
+	}
 }
 
 func TestStoppedClusterKeepsItsVoters(t *testing.T) {
