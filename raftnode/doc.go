@@ -104,7 +104,8 @@
 // end; a log or snapshot that ends before it, another term there, or a stored term that is lower shows an older copy. Never put
 // a copy of a data directory back under a server that ran since; it joins as a new one. server.json says where the directory
 // was at its last start, so that on one host a copy is known by the original (twin.go). It is sealed, and must agree with the
-// server table of the log.
+// server table of the log, and with the request id that raft.db has beside Raft's term and vote: the files of two servers are
+// not exchanged unnoticed.
 //
 // # Limits
 //

@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -71,7 +72,32 @@ func (n *Node) checkLog() error {
 	case err != nil:
 		return fmt.Errorf("open raft log: %w", err)
 	}
+	if err := n.checkOwner(path); err != nil {
+		return err
+	}
 	return n.checkTable(path)
+}
+
+// keyOwner is where the stable store has the request id of the server whose log and votes these are. Protocol with the disk.
+var keyOwner = []byte("raftmine request id")
+
+// checkOwner refuses another server's log of the same cluster, and marks one that nobody owns yet. Nothing else in a log says
+// whose it is: with the server.json of two servers exchanged, each would vote again on what the other voted for.
+func (n *Node) checkOwner(path string) error {
+	owner, err := n.stores.Stable.Get(keyOwner)
+	if err != nil && err.Error() != raftboltdb.ErrKeyNotFound.Error() {
+		return fmt.Errorf("%s: read its owner: %w", path, err)
+	}
+	switch {
+	case len(owner) == 0:
+		if err := n.stores.Stable.Set(keyOwner, n.requestID[:]); err != nil {
+			return fmt.Errorf("%s: write its owner: %w", path, err)
+		}
+	case !bytes.Equal(owner, n.requestID[:]):
+		return fmt.Errorf("%w: %s is the log of another server than %s says: put each server's files back into its own directory",
+			ErrDamagedDataDir, path, identityFileName)
+	}
+	return nil
 }
 
 // checkTable replays the log until the table has this server, for the others may never send an entry to a server under

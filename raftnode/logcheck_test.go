@@ -279,3 +279,37 @@ func TestLongLogIsReadAsFarAsItHasItsServer(t *testing.T) {
 		t.Errorf("%d entries were read, want %d", log.read, row)
 	}
 }
+
+// TestExchangedIdentitiesAreFound: both are in the server table, so only the logs can tell that they are the other's.
+func TestExchangedIdentitiesAreFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newDiskCluster(t, 2)
+		c.strike(5)
+		c.server(2).kill()
+		c.server(1).kill()
+		one, two := filepath.Join(c.server(1).dir, identityFileName), filepath.Join(c.server(2).dir, identityFileName)
+		exchange := func() {
+			if err := errors.Join(os.Rename(one, one+".x"), os.Rename(two, one), os.Rename(one+".x", two)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		exchange()
+		for _, id := range []uint64{1, 2} {
+			err := c.open(id)
+			if !errors.Is(err, ErrDamagedDataDir) || !strings.Contains(err.Error(), filepath.Join(c.server(id).dir, logFile)) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("server %d: %v", id, err)
+			}
+		}
+		exchange()
+		c.reopen(1)
+		c.reopen(2)
+		c.whole(2)
+		// Also the log that a recovery made is its server's own.
+		c.server(1).kill()
+		c.orphaned(2)
+		c.reopen(2)
+		c.reopen(1)
+		c.whole(2)
+		c.nothingLost(c.leader())
+	})
+}

@@ -344,6 +344,9 @@ func (r *recovery) stageLog(path string) (err error) {
 	if err := to.StoreLogs(batch); err != nil {
 		return err
 	}
+	if err := to.Set(keyOwner, r.identity.RequestID[:]); err != nil {
+		return err
+	}
 	// No vote is stored: none was given in this term.
 	if err := to.SetUint64(keyCurrentTerm, r.facts.NewTerm); err != nil {
 		return err

@@ -125,6 +125,13 @@ func TestRecoverAsksBeforeItGivesUpAVoter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	folder := t.TempDir()
+	if code, _, said := command(t, "server", "recover", "--environment", empty.Dir(), "--data-dir", folder); code != exitFailed || !strings.Contains(said, "has no server yet") {
+		t.Errorf("of an empty folder: exit code %d, said %q", code, said)
+	}
+	if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
+		t.Errorf("left %v in an empty folder, %v", left, err)
+	}
 	if code, _, said := command(t, "server", "recover", "--environment", empty.Dir()); code != exitUsage || !strings.Contains(said, "--data-dir") {
 		t.Errorf("nothing to recover: exit code %d, said %q", code, said)
 	}

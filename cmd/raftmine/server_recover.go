@@ -194,9 +194,16 @@ func orUnknown(text string) string {
 	return text
 }
 
-// existingDataDir refuses what OpenDataDir would make.
+// existingDataDir refuses a folder in which OpenDataDir would begin a new server.
 func existingDataDir(path string) (string, error) {
-	if _, err := os.Stat(path); err != nil {
+	_, err := os.Stat(path)
+	if err == nil {
+		var has bool
+		if has, err = raftnode.HasServer(path); err == nil && !has {
+			err = fmt.Errorf("%s has no server yet", path)
+		}
+	}
+	if err != nil {
 		return "", hinted(fmt.Errorf("--data-dir: %w", err), "name the data directory of the server that is to go on")
 	}
 	return path, nil
