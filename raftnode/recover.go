@@ -89,7 +89,8 @@ func (r *recovery) gather() error {
 	}
 	switch {
 	case h.begun:
-		return refuse("it begins again behind another recovery, and its log is not complete yet")
+		return refuse("it was left behind when server %d went on, and has not got that log yet: start server %d, which sends it; "+
+			"the log of before is in %s, and no command takes it", h.survivor, h.survivor, filepath.Join(r.dir.Path(), archiveFolder))
 	case !slices.Contains(h.voters(), own):
 		return refuse("it is not a voter")
 	case h.state.ClusterID() != r.identity.ClusterID:

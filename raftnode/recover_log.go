@@ -32,7 +32,8 @@ type history struct {
 	heads       map[uint64]fsm.Head // after each replayed entry, by its index
 	// begun says that the server began anew behind a fence and its log does not reach beyond the recovery yet: it stands
 	// for nothing, and its configuration may be one of long ago.
-	begun bool
+	begun    bool
+	survivor uint64 // of that fence
 }
 
 // readHistory reads the stores in the data directory of a server that does not run; the caller holds its lock. Nothing is
@@ -79,7 +80,9 @@ func readHistory(dir string) (h *history, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	h.begun = rejoin != nil && h.lastTerm < rejoin.NewTerm
+	if rejoin != nil {
+		h.begun, h.survivor = h.lastTerm < rejoin.NewTerm, rejoin.Survivor
+	}
 	if identity, err := readIdentity(dir); err == nil {
 		h.journal = journalEnd(dir, identity.ClusterID)
 	}

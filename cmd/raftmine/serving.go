@@ -198,8 +198,14 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 		switch {
 		case status.LeaderID == 0:
 			if alone := node.Alone(); waiting.due(time.Now(), alone) {
-				out.print(waitingView{"waiting", status.Voters, alone}, "no leader: waiting until a majority of the servers %s is up%s",
-					strings.Trim(fmt.Sprint(status.Voters), "[]"), notAlone(alone))
+				text := "no leader: waiting for one"
+				switch {
+				case len(status.Voters) > 0:
+					text = fmt.Sprintf("no leader: waiting until a majority of the servers %s is up%s", strings.Trim(fmt.Sprint(status.Voters), "[]"), notAlone(alone))
+				case alone != "": // its log is empty yet, and nothing to go on with
+					text += ": " + alone
+				}
+				out.print(waitingView{"waiting", status.Voters, alone}, "%s", text)
 				known = 0
 			}
 		case status.LeaderID != known:
