@@ -131,6 +131,9 @@
 // that a recovery could go on with but the log in its archive, which no command takes. A survivor that was moved is found
 // by its fenced servers only while it runs in their environment.
 //
+// Servers do not compare their states while they run. That two of them differ at one index is seen by who asks both, as
+// "raftmine status" does when they answer at the same index, and by an audit.
+//
 // Voters that an operator gave up, and that start again on their old directories, are found out when they meet the
 // recovery's entry, but not when a snapshot of theirs reaches beyond it.
 //

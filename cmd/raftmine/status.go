@@ -110,6 +110,10 @@ func printStatus(w io.Writer, s rpc.Status, view statusView) error {
 	fmt.Fprintf(w, "%s (term %d), by the rule it is %s; %d blocks accepted\n", leader, s.Term, orNobody(s.ComputedLeaderID), s.Blocks)
 	fmt.Fprintf(w, "an acknowledged answer is on the disks of %d of %d voters\n", s.Voters/2+1, s.Voters)
 	fmt.Fprintf(w, "state %s at index %d, of server %d\n", s.StateDigest, s.AppliedIndex, s.ServerID)
+	if len(view.Diverged) > 0 {
+		fmt.Fprintf(w, "THE SERVERS %s HAVE DIFFERENT STATES AT ONE INDEX, which must never be: stop them, keep their data directories, "+
+			"and compare those with \"raftmine audit DIR...\"\n", idList(view.Diverged))
+	}
 	if s.ClusterStopped {
 		fmt.Fprintln(w, "the cluster was told to stop")
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"raftmine/fsm"
@@ -24,6 +25,7 @@ type statusView struct {
 	AnsweredBy      uint64       `json:"answered_by"`
 	ClusterID       string       `json:"cluster_id"`
 	ClusterStopped  bool         `json:"cluster_stopped"`
+	Diverged        []uint64     `json:"diverged,omitempty"` // servers that answered with different states at one index
 	HashRate        float64      `json:"hash_rate"`
 	WebService      string       `json:"web_service,omitempty"`
 	WebServiceError string       `json:"web_service_error,omitempty"`
@@ -41,8 +43,9 @@ type serverView struct {
 	HistoryMissing *uint64 `json:"history_missing,omitempty"`
 }
 
-// addHistories adds what servers said of their own histories.
+// addHistories adds what servers said of their own histories, and whether their states differ.
 func (v *statusView) addHistories(statuses []rpc.Status) {
+	v.Diverged = diverged(statuses)
 	for i := range v.Servers {
 		for _, s := range statuses {
 			if s.ServerID == v.Servers[i].ID {
@@ -50,6 +53,20 @@ func (v *statusView) addHistories(statuses []rpc.Status) {
 			}
 		}
 	}
+}
+
+// diverged returns the servers of one cluster that have different states at one index, by id. The state has the head of the
+// history in it, so what once differed differs for ever, and is found whenever two of them answer at the same index.
+func diverged(statuses []rpc.Status) (ids []uint64) {
+	for _, a := range statuses {
+		if slices.ContainsFunc(statuses, func(b rpc.Status) bool {
+			return a.ServerID != b.ServerID && a.ClusterID == b.ClusterID && a.AppliedIndex == b.AppliedIndex && a.StateDigest != b.StateDigest
+		}) {
+			ids = append(ids, a.ServerID)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // history is a word for people.
