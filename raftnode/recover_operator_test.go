@@ -85,6 +85,22 @@ func TestOperatorsRecoveryGivesUpWhatCannotBeFound(t *testing.T) {
 			t.Fatal(err)
 		}
 
+		// Neither is one whose lock file was removed: it has its log open.
+		open, err := openUnsynced(c.server(2).dir, false, discard())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(c.server(2).dir, lockFileName)); err != nil {
+			t.Fatal(err)
+		}
+		err = Recover(config, func(RecoveryPlan) bool { return true })
+		if err == nil || !strings.Contains(err.Error(), "in use by another process") {
+			t.Errorf("beside a running server without a lock file: %v", err)
+		}
+		if err := open.Close(); err != nil {
+			t.Fatal(err)
+		}
+
 		// One that was cut short is not gone on with by itself.
 		func() {
 			defer func() { _ = recover() }()
