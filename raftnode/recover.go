@@ -163,7 +163,7 @@ func (r *recovery) take(id uint64) error {
 	case err == nil:
 		return nil
 	case r.operator && !errors.Is(err, ErrDataDirInUse) && !errors.Is(err, errLogInUse):
-		r.given = append(r.given, LostVoter{ID: id, Address: row.Address, DataDir: row.DataDir, Why: err.Error()})
+		r.given = append(r.given, LostVoter{ID: id, Address: row.Address, DataDir: row.DataDir, Why: reasonOf(err)})
 		return nil
 	}
 	return refuse("server %d: %w", id, err)
@@ -480,7 +480,7 @@ func settleRecovery(r recovery) (last *recoveryFacts, refused, err error) {
 			return nil, nil, refused // decided, and not installed: the disk
 		}
 		if refused != nil {
-			r.log.Warn("recovery discarded", "error", refused)
+			r.log.Warn("recovery discarded", "reason", reasonOf(refused))
 			if err := discardIntent(r.dir.Path()); err != nil {
 				return nil, nil, err
 			}

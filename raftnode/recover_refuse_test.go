@@ -205,7 +205,7 @@ func TestRefusedRecoveryIsRepeatedWhenSomethingChanged(t *testing.T) {
 			t.Fatalf("server 2 ended with %v", err)
 		default:
 		}
-		if why := c.server(2).node.Alone(); !strings.Contains(why, path) || strings.Contains(why, "runtime error") || strings.Contains(why, "\n") {
+		if why := c.server(2).node.Alone(); !strings.Contains(why, path) || strings.Contains(why, joinAnew) || strings.Contains(why, "runtime error") || strings.Contains(why, "\n") {
 			t.Errorf("says %q", why)
 		}
 		if err := os.WriteFile(path, whole, 0o600); err != nil {

@@ -232,10 +232,16 @@ func (n *Node) settle(ctx context.Context, identity Identity) (*fence, error) {
 	n.recovered, refused, err = settleRecovery(recovery{dir: n.config.DataDir, identity: identity, host: n.config.Host,
 		env: n.config.Environment, log: n.log, seen: n.refused.seen})
 	if refused != nil {
-		n.refused.why, n.refused.at = strings.TrimPrefix(refused.Error(), ErrNotRecovered.Error()+": "), time.Now()
+		n.refused.why, n.refused.at = reasonOf(refused), time.Now()
 		n.alone.Store(n.refused.why) // until there is a leader
 	}
 	return nil, err
+}
+
+// reasonOf is why there is no recovery. What joinAnew advises is for the start of the server whose log it is, and for when there
+// is a leader.
+func reasonOf(err error) string {
+	return strings.ReplaceAll(strings.TrimPrefix(err.Error(), ErrNotRecovered.Error()+": "), "; "+joinAnew, "")
 }
 
 // announceRecovery returns what the first entry after a recovery here begins with: the recovery, that this server is a member,
