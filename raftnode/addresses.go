@@ -153,11 +153,13 @@ func (b *addressBook) refresh() error {
 	return err
 }
 
-// run refreshes at each heartbeat, and soon after a failed dial, until ctx ends.
+// run refreshes at each heartbeat, and soon after a failed dial, until ctx ends. It reports each error once.
 func (b *addressBook) run(ctx context.Context, heartbeat time.Duration, report func(error)) {
 	const pause = 100 * time.Millisecond // at most this often
+	reported := ""
 	for {
-		if err := b.refresh(); err != nil {
+		if err := b.refresh(); err != nil && err.Error() != reported {
+			reported = err.Error()
 			report(err)
 		}
 		if !sleep(ctx, min(pause, heartbeat)) {

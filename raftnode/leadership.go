@@ -47,7 +47,7 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context, term uint
 	work.Go(func() { n.findOthers(ctx) })
 	work.Go(func() {
 		n.book.run(ctx, n.config.Heartbeat, func(err error) {
-			n.log.Debug("local environment has damaged entries", "error", err)
+			n.log.Warn("going on without a part of the local environment", "error", err)
 		})
 	})
 	work.Go(func() { n.keepHistory(ctx) })

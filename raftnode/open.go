@@ -123,9 +123,7 @@ func (n *Node) open(ctx context.Context) error {
 	if err := n.publish(); err != nil {
 		return err
 	}
-	if err := n.book.refresh(); err != nil {
-		n.log.Warn("local environment has damaged entries", "error", err)
-	}
+	_ = n.book.refresh() // Run says what cannot be read
 	n.openCommitter()
 	return n.startRaft(raftConfig)
 }

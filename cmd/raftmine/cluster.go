@@ -235,11 +235,8 @@ func (c *cluster) stopCluster() (agreement, error) {
 	defer cancel()
 	c.stopAll("miner")
 	addresses, err := serversIn(c.env)
-	if err != nil {
-		return agreement{}, err
-	}
 	if len(addresses) == 0 {
-		return agreement{}, nil
+		return agreement{}, err
 	}
 	stopErr := c.commitStop(ctx, addresses)
 	agreement, err := c.compareStates(addresses)

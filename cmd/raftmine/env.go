@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -43,8 +45,15 @@ func localServers(cmd *cobra.Command) ([]string, error) {
 		return nil, err
 	}
 	addresses, err := serversIn(env)
-	if err != nil {
+	if len(addresses) == 0 && err != nil {
 		return nil, err
+	}
+	if err != nil {
+		logger, levelErr := newLogger(cmd, cmd.ErrOrStderr())
+		if levelErr != nil {
+			return nil, levelErr
+		}
+		(&environmentTrouble{logger: logger}).tell(err)
 	}
 	if len(addresses) == 0 {
 		return nil, hinted(fmt.Errorf("no server runs in the environment %s", env.Dir()),
@@ -53,19 +62,34 @@ func localServers(cmd *cobra.Command) ([]string, error) {
 	return addresses, nil
 }
 
-// serversIn lists the servers that run in env, lowest id first.
+// serversIn lists the servers that run in env, lowest id first. As with Entries, an error may come with those that
+// could be read.
 func serversIn(env *registry.Environment) ([]string, error) {
 	entries, err := env.Entries()
-	if err != nil {
-		return nil, err
-	}
 	var addresses []string
 	for _, entry := range entries {
 		if entry.Role == registry.RoleServer && entry.ServerID != 0 {
 			addresses = append(addresses, entry.Address)
 		}
 	}
-	return addresses, nil
+	return addresses, err
+}
+
+// environmentTrouble tells what cannot be read in the local environment, each thing once. Work goes on with the rest.
+type environmentTrouble struct {
+	logger *slog.Logger
+
+	mu   sync.Mutex
+	told string
+}
+
+func (t *environmentTrouble) tell(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil && err.Error() != t.told {
+		t.told = err.Error()
+		t.logger.Warn("going on without a part of the local environment", "error", err)
+	}
 }
 
 // serversFlag returns the addresses of --servers, or those of the local environment when it is empty.

@@ -66,11 +66,10 @@ answers to the next one.`,
 					return err
 				}
 				where = "in the environment " + env.Dir()
+				trouble := &environmentTrouble{logger: logger}
 				addresses = func() []string {
 					found, err := serversIn(env)
-					if err != nil {
-						logger.Warn("local environment", "error", err)
-					}
+					trouble.tell(err)
 					return found
 				}
 			}

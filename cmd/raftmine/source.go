@@ -22,10 +22,7 @@ type localSource struct {
 
 // find returns a client of the web service that is registered now.
 func (s *localSource) find() (*webservice.Client, error) {
-	entries, err := s.env.Entries()
-	if err != nil {
-		return nil, err
-	}
+	entries, unread := s.env.Entries()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, entry := range entries {
@@ -45,7 +42,13 @@ func (s *localSource) find() (*webservice.Client, error) {
 		s.client = client
 		return client, err
 	}
-	return nil, errNoWebService
+	switch {
+	case unread == nil:
+		return nil, errNoWebService
+	case s.client != nil: // its entry may be what cannot be read
+		return s.client, nil
+	}
+	return nil, fmt.Errorf("no block web service is known: %w", unread)
 }
 
 var errNoWebService = errors.New(`no block web service is known: start "raftmine webservice", or give --web-service URL`)

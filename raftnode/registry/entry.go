@@ -296,7 +296,7 @@ func (e *Environment) inspect(name string, remove func(Entry) bool) (found, erro
 			return found{state: stateGone}, nil
 		case errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EOPNOTSUPP):
 			// A symbolic link or a socket: no process of ours made it.
-			return found{state: stateLive, damage: damage(path, errors.New("not a regular file"))}, nil
+			return found{state: stateLive, damage: damage(path, errNotAFile)}, nil
 		case err != nil:
 			return found{}, fmt.Errorf("read environment entry: %w", err)
 		}
@@ -314,7 +314,7 @@ func inspectOpen(file *os.File, path string, remove func(Entry) bool) (result fo
 	if info, err := file.Stat(); err != nil {
 		return found{}, false, fmt.Errorf("read environment entry: %w", err)
 	} else if !info.Mode().IsRegular() {
-		return found{state: stateLive, damage: damage(path, errors.New("not a regular file"))}, false, nil
+		return found{state: stateLive, damage: damage(path, errNotAFile)}, false, nil
 	}
 	free, err := tryFlock(file, unix.LOCK_SH)
 	if err != nil {
@@ -340,8 +340,17 @@ func inspectOpen(file *os.File, path string, remove func(Entry) bool) (result fo
 	return result, false, nil
 }
 
+var errNotAFile = errors.New("not a regular file")
+
+// damage says what to do as well: only the process itself writes its entry anew.
 func damage(path string, err error) error {
-	return fmt.Errorf("%w %s: %w", ErrDamaged, path, err)
+	advice := "remove it" // no process of ours made it
+	if !errors.Is(err, errNotAFile) {
+		_, pid, _ := strings.Cut(filepath.Base(path), "-")
+		pid, _, _ = strings.Cut(pid, "-")
+		advice = fmt.Sprintf("start its process (pid %s) again, so that others find it", pid)
+	}
+	return fmt.Errorf("%w %s: %w; %s", ErrDamaged, path, err, advice)
 }
 
 func read(file *os.File) (Entry, error) {
