@@ -1,15 +1,19 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"raftmine/raftnode"
 	"raftmine/raftnode/registry"
@@ -101,6 +105,12 @@ func TestRecoverAsksBeforeItGivesUpAVoter(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(s.dataDir(2), "recovery.json")); err == nil {
 		t.Error("something was changed without --yes")
 	}
+	if err := recoverInterrupted(t, s.environment, s.dataDir(2)); !errors.Is(err, errInterrupted) || !strings.Contains(err.Error(), "nothing was changed") {
+		t.Errorf("interrupted at its question: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dataDir(2), "recovery.json")); err == nil {
+		t.Error("something was changed by a recovery that was interrupted")
+	}
 	code, done, said := command(t, append(args, "--yes", "-o", "json")...)
 	var view recoveryView
 	if err := json.Unmarshal([]byte(done), &view); code != exitDone || err != nil || view.Event != "recovered" || view.ID != 2 ||
@@ -136,6 +146,31 @@ func TestRecoverAsksBeforeItGivesUpAVoter(t *testing.T) {
 		t.Errorf("nothing to recover: exit code %d, said %q", code, said)
 	}
 }
+
+// recoverInterrupted is Ctrl-C at the question of a recovery. Whoever types "yes" after it is not heard.
+func recoverInterrupted(t *testing.T, environment, dataDir string) error {
+	t.Helper()
+	env, err := registry.Find(environment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	keyboard, keys := io.Pipe()
+	defer keys.Close()
+	out := &printer{w: io.Discard}
+	confirm := func(plan raftnode.RecoveryPlan) bool {
+		return confirmRecovery(ctx, plan, out, keyboard, writerFunc(func(prompt []byte) (int, error) {
+			interrupt()
+			return len(prompt), nil
+		}))
+	}
+	time.AfterFunc(patience, func() { _ = keyboard.CloseWithError(errors.New("still asked")) })
+	return recoverServer(ctx, env, dataDir, confirm, out, slog.New(slog.DiscardHandler))
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(data []byte) (int, error) { return f(data) }
 
 // TestRecoverNeverPassesOverARunningServer: server 1 is only paused, and keeps its lock.
 func TestRecoverNeverPassesOverARunningServer(t *testing.T) {
@@ -176,7 +211,7 @@ func TestRecoveryIsConfirmedInFullOrNotAtAll(t *testing.T) {
 			terminal = strings.NewReader(row.typed)
 		}
 		var told, prompt strings.Builder
-		if got := confirmRecovery(plan, &printer{w: &told, json: row.json}, terminal, &prompt); got != row.want {
+		if got := confirmRecovery(t.Context(), plan, &printer{w: &told, json: row.json}, terminal, &prompt); got != row.want {
 			t.Errorf("%+v: %t", row, got)
 		}
 		if asked := prompt.Len() > 0; asked != (row.terminal && !row.json) {

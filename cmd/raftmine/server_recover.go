@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -48,6 +49,7 @@ typing "yes", elsewhere with --yes.`,
 			if err != nil && (dataDir == "" || !errors.Is(err, errNoEnvironment)) {
 				return hinted(err, "name the folder of the server that goes on with --data-dir DIR, or another environment with --environment DIR")
 			}
+			ctx := cmd.Context()
 			confirm := func(raftnode.RecoveryPlan) bool { return true }
 			if !yes {
 				var terminal io.Reader
@@ -55,10 +57,10 @@ typing "yes", elsewhere with --yes.`,
 					terminal = file
 				}
 				confirm = func(plan raftnode.RecoveryPlan) bool {
-					return confirmRecovery(plan, out, terminal, cmd.ErrOrStderr())
+					return confirmRecovery(ctx, plan, out, terminal, cmd.ErrOrStderr())
 				}
 			}
-			return recoverServer(env, dataDir, confirm, out, logger)
+			return recoverServer(ctx, env, dataDir, confirm, out, logger)
 		},
 	}
 	cmd.Flags().StringVar(&dataDir, "data-dir", "", "folder of the server that goes on (default: the only one in the local environment)")
@@ -66,8 +68,8 @@ typing "yes", elsewhere with --yes.`,
 	return cmd
 }
 
-func recoverServer(env *registry.Environment, path string, confirm func(raftnode.RecoveryPlan) bool, out *printer,
-	logger *slog.Logger) (err error) {
+func recoverServer(ctx context.Context, env *registry.Environment, path string, confirm func(raftnode.RecoveryPlan) bool,
+	out *printer, logger *slog.Logger) (err error) {
 	if path == "" {
 		if path, err = onlyDataDir(env); err != nil {
 			return err
@@ -86,13 +88,16 @@ func recoverServer(env *registry.Environment, path string, confirm func(raftnode
 	var plan raftnode.RecoveryPlan
 	done := false
 	err = raftnode.Recover(raftnode.RecoverConfig{DataDir: dir, Environment: env, Logger: logger}, func(p raftnode.RecoveryPlan) bool {
-		plan, done = p, confirm(p)
+		plan, done = p, ctx.Err() == nil && confirm(p)
 		return done
 	})
 	if err != nil {
 		return err
 	}
-	if !done {
+	switch {
+	case !done && ctx.Err() != nil:
+		return fmt.Errorf("%w: nothing was changed", errInterrupted)
+	case !done:
 		return hinted(errors.New("nothing was changed"), "repeat the command with --yes to do it")
 	}
 	view := recoveryViewOf(plan)
@@ -102,9 +107,9 @@ func recoverServer(env *registry.Environment, path string, confirm func(raftnode
 	return nil
 }
 
-// confirmRecovery explains the plan and asks for a "yes". Without a terminal, nil, the answer is no. The voters that were read
-// stay locked until then.
-func confirmRecovery(plan raftnode.RecoveryPlan, out *printer, terminal io.Reader, prompt io.Writer) bool {
+// confirmRecovery explains the plan and asks for a "yes". Without a terminal, nil, the answer is no, and so it is when ctx
+// ends before there is one. The voters that were read stay locked until then.
+func confirmRecovery(ctx context.Context, plan raftnode.RecoveryPlan, out *printer, terminal io.Reader, prompt io.Writer) bool {
 	view := recoveryViewOf(plan)
 	view.Event = "recovery_plan"
 	out.print(view, "%s", strings.TrimSpace(explainRecovery(plan)))
@@ -112,8 +117,18 @@ func confirmRecovery(plan raftnode.RecoveryPlan, out *printer, terminal io.Reade
 		return false
 	}
 	fmt.Fprint(prompt, `Type "yes" to do it: `)
-	answer, _ := bufio.NewReader(terminal).ReadString('\n') // its end is a no
-	return strings.TrimSpace(answer) == "yes"
+	typed := make(chan string, 1)
+	go func() { // a read of a terminal cannot be interrupted: it ends with the process
+		answer, _ := bufio.NewReader(terminal).ReadString('\n') // its end is a no
+		typed <- answer
+	}()
+	select {
+	case answer := <-typed:
+		return strings.TrimSpace(answer) == "yes"
+	case <-ctx.Done():
+		fmt.Fprintln(prompt)
+		return false
+	}
 }
 
 // recoveryView is the plan of a recovery, and what was done.
