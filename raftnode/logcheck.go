@@ -2,10 +2,14 @@ package raftnode
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
@@ -15,6 +19,9 @@ import (
 
 // ErrLogBehind: the Raft log is older than what its server did already. It forgot entries that it acknowledged, or votes.
 var ErrLogBehind = errors.New("raft log is older than what this server already did")
+
+// ErrSnapshotDamaged: a snapshot cannot be read, and the log has not everything that it held.
+var ErrSnapshotDamaged = errors.New("raft snapshot is damaged or missing")
 
 // joinAnew ends the errors of a log that must not be used. To put an older copy in its place would be just as wrong: a server
 // that forgot what it acknowledged can elect one that never had it.
@@ -58,6 +65,9 @@ func (n *Node) checkLog() error {
 	if err != nil {
 		return err
 	}
+	if err := n.checkSnapshots(); err != nil {
+		return fmt.Errorf("open raft log: %w", err)
+	}
 	n.journal.mu.Lock()
 	end := n.journal.end()
 	if end.Records < n.journal.written.Records { // it lost its end, and the log did not
@@ -98,6 +108,65 @@ func (n *Node) checkOwner(path string) error {
 			ErrDamagedDataDir, path, identityFileName)
 	}
 	return nil
+}
+
+// checkSnapshots refuses stores that lost a snapshot and have not everything that it held. The library passes over one that
+// it cannot read: it then finds a hole in a log that is whole, or goes on with less than it had.
+func (n *Node) checkSnapshots() (err error) {
+	defer recoverDamage(filepath.Join(n.config.DataDir.Path(), logFile), &err)
+	first, err := n.stores.Log.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := n.stores.Log.LastIndex()
+	if err != nil {
+		return err
+	}
+	snapshots, err := n.stores.Snapshots.List()
+	if err != nil {
+		return err
+	}
+	folder := filepath.Join(n.config.DataDir.Path(), snapshotFolder)
+	lost, unread := unlisted(folder, snapshots)
+	readable := uint64(0)
+	for _, snapshot := range snapshots {
+		_, source, err := n.stores.Snapshots.Open(snapshot.ID)
+		if err == nil {
+			readable = snapshot.Index
+			_ = source.Close() // it was only read
+			break
+		}
+		if path := (*fs.PathError)(nil); errors.As(err, &path) {
+			err = path.Err
+		}
+		lost = max(lost, snapshot.Index)
+		unread = cmp.Or(unread, fmt.Errorf("%s: %w: %w", filepath.Join(folder, snapshot.ID, "state.bin"), ErrSnapshotDamaged, err))
+	}
+	switch {
+	case unread == nil && readable+1 < first:
+		unread = fmt.Errorf("%s: %w: none reaches to entry %d, where the log begins", folder, ErrSnapshotDamaged, first)
+	case unread == nil:
+		return nil
+	case readable+1 >= first && lost <= max(readable, last):
+		n.log.Warn("going on without a snapshot, of which the log has everything", "error", unread)
+		return nil
+	}
+	return fmt.Errorf("%w; %s", unread, joinAnew)
+}
+
+// unlisted finds snapshots in folder that the library passes over, because it cannot read what they are of.
+func unlisted(folder string, listed []*raft.SnapshotMeta) (lost uint64, err error) {
+	entries, _ := os.ReadDir(folder) // in-memory stores have none
+	for _, entry := range entries {
+		known := slices.ContainsFunc(listed, func(s *raft.SnapshotMeta) bool { return s.ID == entry.Name() })
+		var term, index uint64
+		if _, scanErr := fmt.Sscanf(entry.Name(), "%d-%d-", &term, &index); scanErr != nil || known || strings.HasSuffix(entry.Name(), ".tmp") {
+			continue
+		}
+		lost = max(lost, index)
+		err = cmp.Or(err, fmt.Errorf("%s: %w", filepath.Join(folder, entry.Name(), "meta.json"), ErrSnapshotDamaged))
+	}
+	return lost, err
 }
 
 // checkTable replays the log until the table has this server, for the others may never send an entry to a server under

@@ -116,7 +116,7 @@ func TestServerThatLagsBehindTheLogIsSentASnapshot(t *testing.T) {
 	})
 }
 
-func TestDamagedSnapshotStopsTheStart(t *testing.T) {
+func TestSnapshotThatIsNoStateStopsTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestCluster(t, 1)
 		s := c.servers[0]

@@ -390,6 +390,108 @@ func TestDamagedOrMissingLogIsNamed(t *testing.T) {
 	}
 }
 
+// TestDamagedOrMissingSnapshotIsNamed: the log, which is whole, is not blamed, and a server goes on without a snapshot only
+// where the log has all that it held.
+func TestDamagedOrMissingSnapshotIsNamed(t *testing.T) {
+	flip := func(path string) error {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		data[len(data)/2] ^= 0x55
+		return os.WriteFile(path, data, 0o600)
+	}
+	half := func(path string) error {
+		info, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		return os.Truncate(path, info.Size()/2)
+	}
+	empty := func(path string) error { return os.Truncate(path, 0) }
+	for _, row := range []struct {
+		name     string
+		trailing uint64
+		file     string // under the newest snapshot; "" is its folder, ".." all snapshots
+		damage   func(path string) error
+		named    string // "": the server starts
+	}{
+		{"state flipped", 1, "state.bin", flip, "state.bin"},
+		{"state cut", 1, "state.bin", half, "state.bin"},
+		{"state empty", 1, "state.bin", empty, "state.bin"},
+		{"state removed", 1, "state.bin", os.Remove, "state.bin"},
+		{"meta cut", 1, "meta.json", half, "meta.json"},
+		{"meta empty", 1, "meta.json", empty, "meta.json"},
+		{"meta removed", 1, "meta.json", os.Remove, "meta.json"},
+		{"newest removed", 1, "", os.RemoveAll, ".."},
+		{"all removed", 1, "..", os.RemoveAll, ".."},
+		{"no log behind it", 0, "state.bin", flip, "state.bin"},
+		{"the log has it, state", 10000, "state.bin", flip, ""},
+		{"the log has it, meta", 10000, "meta.json", empty, ""},
+		{"the log has it, removed", 10000, "..", os.RemoveAll, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			l := newLocal(t)
+			var log strings.Builder
+			with := func(c *StartConfig) {
+				c.TrailingLogs = max(1, row.trailing)
+				c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+			}
+			node, stop := l.mustStart(with)
+			waitFor(t, "it leads", 5*time.Second, func() bool { return node.Status().Leading })
+			for range 2 {
+				for range 3 {
+					if _, err := node.Propose(t.Context(), strike(1)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := node.raft.Snapshot().Error(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			snapshots, err := node.stores.Snapshots.List()
+			if err != nil || len(snapshots) != 2 {
+				t.Fatalf("%d snapshots, %v; want 2", len(snapshots), err)
+			}
+			folder := filepath.Join(node.DataDir(), snapshotFolder, snapshots[0].ID)
+			records := func(node *Node) (n uint64) {
+				node.View(func(v fsm.View) { n = v.Head().Records })
+				return n
+			}
+			before := records(node)
+			stop()
+			if row.trailing == 0 { // as after a snapshot that a leader sent
+				stores, err := OpenBoltStores(node.DataDir(), false, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(stores.Log.DeleteRange(0, 10000), stores.Close()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := row.damage(filepath.Join(folder, row.file)); err != nil {
+				t.Fatal(err)
+			}
+			log.Reset()
+			again, _, err := l.start(with)
+			if row.named == "" {
+				if err != nil {
+					t.Fatalf("start: %v", err)
+				}
+				waitFor(t, "it has everything", 5*time.Second, func() bool { return records(again) >= before })
+				return
+			}
+			if !errors.Is(err, ErrSnapshotDamaged) || !strings.Contains(err.Error(), filepath.Join(folder, row.named)+":") ||
+				!strings.HasSuffix(err.Error(), joinAnew) || strings.Contains(err.Error(), logFile) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("start: %v", err)
+			}
+			if log.Len() > 0 {
+				t.Errorf("beside its error it says %s", &log)
+			}
+		})
+	}
+}
+
 func BenchmarkPropose(b *testing.B) {
 	for _, callers := range []int{1, 64, 1000} {
 		b.Run(fmt.Sprint(callers), func(b *testing.B) {

@@ -25,7 +25,7 @@ const (
 	retainedSnapshots = 2
 )
 
-// ErrLogDamaged: the Raft log or its snapshots cannot be read.
+// ErrLogDamaged: the Raft log cannot be read.
 var ErrLogDamaged = errors.New("raft log is damaged")
 
 // ErrLogMissing: a server that has an id finds no Raft log. It must not go on: it forgot what it voted for.
