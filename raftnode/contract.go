@@ -125,6 +125,7 @@ type Status struct {
 	LeaderAddress    string
 	ComputedLeaderID uint64
 	Voters           []uint64 // ids in the Raft configuration that vote
+	VoterAddresses   []string // of Voters, where this server would dial them
 	LastIndex        uint64
 	Leading          bool   // this server leads and its term's coordinator may run
 	HistoryMissing   uint64 // records that this server's journal lacks, and asks the others for

@@ -303,6 +303,9 @@ func (n *Node) Status() Status {
 		}
 	}
 	slices.Sort(status.Voters)
+	for _, id := range status.Voters {
+		status.VoterAddresses = append(status.VoterAddresses, n.book.address(id))
+	}
 	return status
 }
 

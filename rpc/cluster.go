@@ -128,6 +128,11 @@ func (s *Server) Status() Status {
 				Voter: slices.Contains(node.Voters, server.ID), Leader: server.ID == node.LeaderID,
 			})
 		}
+		for i, id := range node.Voters { // without a leader little of the log may be applied
+			if !slices.ContainsFunc(out.Servers, func(row ServerStatus) bool { return row.ID == id }) {
+				out.Servers = append(out.Servers, ServerStatus{ID: id, Address: node.VoterAddresses[i], Voter: true, Leader: id == node.LeaderID})
+			}
+		}
 		if job, ok := v.Job(); ok {
 			out.Job = &JobStatus{
 				ID: job.ID, Height: job.Height, Previous: job.Previous, Bits: job.Bits, Timestamp: job.Timestamp,

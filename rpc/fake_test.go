@@ -59,7 +59,7 @@ type fakeNode struct {
 func newFakeNode(id uint64) *fakeNode {
 	return &fakeNode{
 		hub: NewHub(), state: fsm.New(),
-		status: raftnode.Status{ServerID: id, LeaderID: 1, LeaderAddress: "127.0.0.1:7001", Term: 3, Voters: []uint64{1}},
+		status: raftnode.Status{ServerID: id, LeaderID: 1, LeaderAddress: "127.0.0.1:7001", Term: 3, Voters: []uint64{1}, VoterAddresses: []string{"127.0.0.1:7001"}},
 	}
 }
 

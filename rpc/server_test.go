@@ -393,6 +393,17 @@ func TestStatusIsOfTheStateAndTheLeadersMemory(t *testing.T) {
 	}
 }
 
+// TestStatusOfAnUnappliedLogHasItsVoters: the server table comes out of the log, of which nothing is applied without a leader.
+func TestStatusOfAnUnappliedLogHasItsVoters(t *testing.T) {
+	node := newFakeNode(2)
+	node.status.LeaderID, node.status.Voters, node.status.VoterAddresses = 0, []uint64{1, 2}, []string{"a:1", "b:2"}
+	server, _ := start(t, node)
+	want := []ServerStatus{{ID: 1, Address: "a:1", Voter: true}, {ID: 2, Address: "b:2", Voter: true}}
+	if got := server.Status().Servers; !slices.Equal(got, want) {
+		t.Errorf("servers %+v, want %+v", got, want)
+	}
+}
+
 func TestStatusSaysWhoIsRefused(t *testing.T) {
 	node := newFakeNode(1)
 	node.open(t)

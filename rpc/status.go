@@ -25,7 +25,8 @@ type Status struct {
 	HistoryMissing   uint64 // records that this server's history lacks, and asks the others for
 }
 
-// ServerStatus is one row of the server table.
+// ServerStatus is one row of the server table, or a voter that the table does not have as far as it was applied: a voter
+// that is no member.
 type ServerStatus struct {
 	ID      uint64
 	Address string

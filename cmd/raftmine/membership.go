@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,21 +42,18 @@ func newServerListCommand() *cobra.Command {
 					return err
 				}
 				rows := viewStatus(status).Servers
-				table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 				if !asJSON {
-					fmt.Fprintln(table, "SERVER\tADDRESS\tTABLE\tRAFT\tROLE\tDATA")
+					if status.LeaderID == 0 {
+						fmt.Fprintln(cmd.OutOrStdout(), shownLeaderless(status))
+					}
+					return printServers(cmd.OutOrStdout(), rows, "DATA", func(row serverView) string { return row.DataDir })
 				}
 				for _, row := range rows {
-					if asJSON {
-						if err := printJSON(cmd.OutOrStdout(), row); err != nil {
-							return err
-						}
-						continue
+					if err := printJSON(cmd.OutOrStdout(), row); err != nil {
+						return err
 					}
-					fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\n", row.ID, row.Address, choose(!row.Member, "removed", choose(row.Up, "up", "down")),
-						choose(row.Voter, "voter", "no vote"), row.Role, row.DataDir)
 				}
-				return table.Flush()
+				return nil
 			})
 		},
 	}

@@ -195,6 +195,23 @@ func TestRecoverNeverPassesOverARunningServer(t *testing.T) {
 	s.wait("server 1 leads both", func(view statusView) bool { return view.Leader == 1 && len(view.Servers) == 2 && view.Servers[1].Up })
 }
 
+// TestLoneServerOfAStoppedClusterKnowsItsVoters: it has no leader and so applies nothing of its log, whose voters it lists.
+func TestLoneServerOfAStoppedClusterKnowsItsVoters(t *testing.T) {
+	s := startRecoveryServers(t, 3)
+	s.kill(1, 2, 3)
+	address := s.start(2)["address"]
+	eventually(t, "status and list know three voters", func() string {
+		for _, args := range [][]string{{"status"}, {"server", "list"}} {
+			code, said, problem := command(t, append(args, "--environment", s.environment)...)
+			if code != exitDone || strings.Count(said, "not applied yet") != 3 || !strings.Contains(said, address.(string)) ||
+				!strings.HasPrefix(said, "no leader") || strings.Contains(said, "no job") {
+				return said + problem
+			}
+		}
+		return ""
+	})
+}
+
 // TestRecoveryIsConfirmedInFullOrNotAtAll: nothing but a typed yes, on a terminal, is one.
 func TestRecoveryIsConfirmedInFullOrNotAtAll(t *testing.T) {
 	plan := raftnode.RecoveryPlan{ServerID: 2, Index: 120, Term: 3, LogOf: 1, Voters: []uint64{1, 2, 3}, Read: []uint64{1, 2},

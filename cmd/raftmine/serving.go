@@ -198,14 +198,7 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 		switch {
 		case status.LeaderID == 0:
 			if alone := node.Alone(); waiting.due(time.Now(), alone) {
-				text := "no leader: waiting for one"
-				switch {
-				case len(status.Voters) > 0:
-					text = fmt.Sprintf("no leader: waiting until a majority of the servers %s is up%s", strings.Trim(fmt.Sprint(status.Voters), "[]"), notAlone(alone))
-				case alone != "": // its log is empty yet, and nothing to go on with
-					text += ": " + alone
-				}
-				out.print(waitingView{"waiting", status.Voters, alone}, "%s", text)
+				out.print(waitingView{"waiting", status.Voters, alone}, "no leader: %s", waitingFor(status.Voters, alone))
 				known = 0
 			}
 		case status.LeaderID != known:
@@ -259,12 +252,19 @@ type recoveringView struct {
 	PID   int    `json:"pid"`
 }
 
-// notAlone explains why a server without a leader does not go on alone, and what a person can do.
-func notAlone(why string) string {
-	if why == "" {
-		return ""
+// waitingFor says what a server without a leader waits for, why it does not go on alone, and what a person can do.
+func waitingFor(voters []uint64, alone string) string {
+	switch {
+	case len(voters) == 0 && alone == "":
+		return "waiting for one that sends this server its log"
+	case len(voters) == 0: // "server recover" would have nothing to go on with
+		return fmt.Sprintf("waiting for one that sends this server its log (%s)", alone)
 	}
-	return fmt.Sprintf(" (this server does not go on alone: %s; to make it, stop it and see \"raftmine server recover --help\")", why)
+	text := fmt.Sprintf("waiting until a majority of the servers %s is up", strings.Trim(fmt.Sprint(voters), "[]"))
+	if alone != "" {
+		text += fmt.Sprintf(" (this server does not go on alone: %s; to make it, stop it and see \"raftmine server recover --help\")", alone)
+	}
+	return text
 }
 
 // companionServers says where the companion looks for the leader: nowhere but in the local environment when that is

@@ -103,12 +103,19 @@ func better(a, b rpc.Status) bool {
 }
 
 func printStatus(w io.Writer, s rpc.Status, view statusView) error {
-	leader := "no leader"
-	if s.LeaderID != 0 {
-		leader = fmt.Sprintf("leader is server %d", s.LeaderID)
+	if s.LeaderID == 0 {
+		fmt.Fprintln(w, shownLeaderless(s))
+		if s.AppliedIndex == 0 { // there is no state to show
+			fmt.Fprintln(w)
+			return printServers(w, view.Servers, "HISTORY", serverView.history)
+		}
+	} else {
+		fmt.Fprintf(w, "leader is server %d (term %d), by the rule it is %s; ", s.LeaderID, s.Term, orNobody(s.ComputedLeaderID))
 	}
-	fmt.Fprintf(w, "%s (term %d), by the rule it is %s; %d blocks accepted\n", leader, s.Term, orNobody(s.ComputedLeaderID), s.Blocks)
-	fmt.Fprintf(w, "an acknowledged answer is on the disks of %d of %d voters\n", s.Voters/2+1, s.Voters)
+	fmt.Fprintf(w, "%d blocks accepted\n", s.Blocks)
+	if s.Voters > 0 {
+		fmt.Fprintf(w, "an acknowledged answer is on the disks of %d of %d voters\n", s.Voters/2+1, s.Voters)
+	}
 	fmt.Fprintf(w, "state %s at index %d, of server %d\n", s.StateDigest, s.AppliedIndex, s.ServerID)
 	if len(view.Diverged) > 0 {
 		fmt.Fprintf(w, "THE SERVERS %s HAVE DIFFERENT STATES AT ONE INDEX, which must never be: stop them, keep their data directories, "+
@@ -131,12 +138,11 @@ func printStatus(w io.Writer, s rpc.Status, view statusView) error {
 		fmt.Fprintf(w, "timestamp %d (%s), round %d, nonces %s\n", j.Timestamp, clock(timeOf(j.Timestamp)), j.Round+1, j.Nonces)
 		fmt.Fprintf(w, "chunks: %d pending, %d granted, %d finished of %d\n", j.Chunks.Pending, j.Chunks.Granted, j.Chunks.Finished, j.Chunks.Total)
 	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "\nSERVER\tADDRESS\tTABLE\tRAFT\tROLE\tHISTORY")
-	for _, server := range view.Servers {
-		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\n", server.ID, server.Address, choose(!server.Member, "removed", choose(server.Up, "up", "down")),
-			choose(server.Voter, "voter", "no vote"), server.Role, server.history())
+	fmt.Fprintln(w)
+	if err := printServers(w, view.Servers, "HISTORY", serverView.history); err != nil {
+		return err
 	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if len(s.Miners) > 0 {
 		fmt.Fprintln(table, "\nMINER\tCONNECTED\tRATE\tTHREADS\tKERNEL\tCHUNKS\tSOLUTIONS\tWRONG ANSWERS")
 		for _, m := range s.Miners {
@@ -151,6 +157,25 @@ func printStatus(w io.Writer, s rpc.Status, view statusView) error {
 				fmt.Fprintf(table, "%s is refused work: %s\n", m.Name, m.Refused)
 			}
 		}
+	}
+	return table.Flush()
+}
+
+// shownLeaderless says what a server without a leader can show, and what to do.
+func shownLeaderless(s rpc.Status) string {
+	if s.Voters == 0 {
+		return fmt.Sprintf("no leader (term %d): server %d has no log yet and waits for a leader that sends it; start the other servers", s.Term, s.ServerID)
+	}
+	return fmt.Sprintf("no leader (term %d): a majority of the %d voters must be up, start those that are not; until one leads, server %d shows its log up to entry %d",
+		s.Term, s.Voters, s.ServerID, s.AppliedIndex)
+}
+
+// printServers prints the server table, with a last column of the caller's.
+func printServers(w io.Writer, rows []serverView, column string, last func(serverView) string) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(table, "SERVER\tADDRESS\tTABLE\tRAFT\tROLE\t%s\n", column)
+	for _, row := range rows {
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\n", row.ID, row.Address, row.inTable(), choose(row.Voter, "voter", "no vote"), row.Role, last(row))
 	}
 	return table.Flush()
 }

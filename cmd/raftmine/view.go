@@ -80,6 +80,19 @@ func (s serverView) history() string {
 	return fmt.Sprintf("lacks %d %s, which it fetches", *s.HistoryMissing, plural(*s.HistoryMissing, "record"))
 }
 
+// inTable is a word for people.
+func (s serverView) inTable() string {
+	switch {
+	case !s.Member && s.Voter:
+		return "not applied yet"
+	case !s.Member:
+		return "removed"
+	case s.Up:
+		return "up"
+	}
+	return "down"
+}
+
 type jobView struct {
 	ID           uint64     `json:"id"`
 	Height       uint64     `json:"height"`
