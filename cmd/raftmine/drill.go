@@ -135,12 +135,17 @@ func (o *drillOptions) run(ctx context.Context, out *printer, logLevel string) e
 		}
 	}
 	if err != nil {
-		return hinted(err, fmt.Sprintf("logs and data are kept in %s; the same faults again: raftmine drill --faults %d --seed %d", dir, o.faults, o.seed))
+		return hinted(err, fmt.Sprintf("logs and data are kept in %s; the same faults again: %s", dir, o.again()))
 	}
 	if o.keep {
 		return nil
 	}
 	return os.RemoveAll(dir)
+}
+
+// again is the command for the same faults: what planFault depends on.
+func (o *drillOptions) again() string {
+	return fmt.Sprintf("raftmine drill --faults %d --seed %d --servers %d --miners %d --heartbeat %s", o.faults, o.seed, o.servers, o.miners, o.serverFlags.heartbeat)
 }
 
 // makeDataDir makes the folder of all data. An old one is refused: its history would be judged by this drill's answers.
@@ -186,7 +191,7 @@ func (o *drillOptions) drill(ctx context.Context, dir string, out *printer, logL
 	if d.service, err = startDrillService(filepath.Join(dir, "webservice"), o.zeros, o.blockTime); err != nil {
 		return nil, err
 	}
-	if err := d.startAll(ctx); err != nil {
+	if err := d.startAll(context.WithoutCancel(ctx)); err != nil { // what was begun is judged, also without a fault
 		return nil, err
 	}
 	survived, err := d.surviveAll(ctx)

@@ -78,10 +78,12 @@ type survived struct {
 	// PauseMS is how long the process was paused; 0: it was not.
 	PauseMS float64 `json:"pause_ms,omitempty"`
 	// NoLeaderMS is the time without a granting leader from the fault on, ReturnMS the longest one while the process
-	// returned. HealthyMS is from its return until all is as before.
-	NoLeaderMS float64 `json:"no_leader_ms"`
-	ReturnMS   float64 `json:"return_ms"`
-	HealthyMS  float64 `json:"healthy_ms"`
+	// returned. HealthyMS is from its return until all is as before. Where the fault was not the leader's, and leadership did
+	// not move, there was no such time: then NextAnswerMS is from the fault until the next answer was acknowledged.
+	NoLeaderMS   float64 `json:"no_leader_ms"`
+	ReturnMS     float64 `json:"return_ms"`
+	HealthyMS    float64 `json:"healthy_ms"`
+	NextAnswerMS float64 `json:"next_answer_ms,omitempty"`
 	*faultCounts
 
 	from, returned, until time.Time
@@ -113,7 +115,11 @@ func (s survived) String() string {
 	case judged:
 		line += " before it had the verdict"
 	}
-	line += fmt.Sprintf(": %.0f ms without a granting leader", s.NoLeaderMS)
+	if s.NextAnswerMS > 0 {
+		line += fmt.Sprintf(": the leader stayed, the next answer was acknowledged after %.0f ms", s.NextAnswerMS)
+	} else {
+		line += fmt.Sprintf(": %.0f ms without a granting leader", s.NoLeaderMS)
+	}
 	if s.ReturnMS > 0 {
 		line += fmt.Sprintf(", %.0f ms when it returned", s.ReturnMS)
 	}
@@ -209,7 +215,19 @@ func (d *drill) survive(ctx context.Context, f fault) (*survived, error) {
 	}
 	s.until = time.Now()
 	s.HealthyMS = milliseconds(s.until.Sub(s.returned))
-	trace := d.probe.trace(s.from, s.until)
+	s.measure(d.probe.trace(s.from, s.until))
+	return s, nil
+}
+
+// measure takes the times out of the trace of a client that always has one answer on its way.
+func (s *survived) measure(trace []mark) {
+	moved := slices.ContainsFunc(trace, func(m mark) bool { return m.term != trace[0].term })
+	if s.Role != "leader" && !moved {
+		if next, ok := nextAnswer(trace, s.from); ok {
+			s.NextAnswerMS = milliseconds(next.Sub(s.from))
+		}
+		return
+	}
 	without, again := outage(trace, s.from, s.returned)
 	s.NoLeaderMS = milliseconds(without)
 	if again.Before(s.returned) {
@@ -217,7 +235,15 @@ func (d *drill) survive(ctx context.Context, f fault) (*survived, error) {
 	}
 	without, _ = outage(trace, again, s.until)
 	s.ReturnMS = milliseconds(without)
-	return s, nil
+}
+
+// nextAnswer returns when the first answer that was sent after from was acknowledged.
+func nextAnswer(trace []mark, from time.Time) (at time.Time, ok bool) {
+	i := slices.IndexFunc(trace, func(m mark) bool { return !m.sent.Before(from) })
+	if i < 0 {
+		return time.Time{}, false
+	}
+	return trace[i].at, true
 }
 
 // momentPatience is how long a fault that strikes during a submission waits for one.
@@ -398,11 +424,8 @@ func outage(trace []mark, from, until time.Time) (longest time.Duration, end tim
 			longest, end = at.Sub(begin), at
 		}
 	}
-	for _, m := range trace {
-		if !m.sent.Before(from) {
-			count(from, m.at)
-			break
-		}
+	if at, ok := nextAnswer(trace, from); ok {
+		count(from, at)
 	}
 	for i := 1; i < len(trace); i++ {
 		before, after := trace[i-1], trace[i]

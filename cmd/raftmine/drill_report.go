@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"regexp"
@@ -44,12 +45,15 @@ type drillReport struct {
 	Entries         uint64        `json:"log_entries"`
 	Seconds         float64       `json:"seconds"`
 	WithoutLeader   []drillSpread `json:"without_leader"`
+	NextAnswer      drillSpread   `json:"next_answer"`
 	Idle            drillSpread   `json:"idle"`
 	IdleWithWork    drillSpread   `json:"idle_with_work"`
+	IdleLeaderKill  drillSpread   `json:"idle_with_work_leader_killed"`
 	Broken          []string      `json:"broken"` // promises
 	agreement
 
 	faults []survived
+	miners int // real ones, whose search threads are watched
 }
 
 // drillSpread is a distribution, in milliseconds.
@@ -127,7 +131,7 @@ func (d *drill) judge(faults []survived, end drillEnd) (*drillReport, error) {
 	answers := d.book.all()
 	submissions := d.service.report()
 	r := &drillReport{Event: "drill_done", Seed: d.o.seed, Survived: len(faults), Answers: len(answers), Late: d.book.late,
-		Submissions: len(submissions), Seconds: time.Since(d.started).Seconds(), Broken: []string{}, agreement: end.agreement, faults: faults}
+		Submissions: len(submissions), Seconds: time.Since(d.started).Seconds(), Broken: []string{}, agreement: end.agreement, faults: faults, miners: d.o.miners}
 	r.RepeatedSubmits = repeatedIn(submissions, time.Time{}, time.Now())
 	for _, why := range d.book.wrong() {
 		r.breaks("a right answer was called wrong: %s", why)
@@ -308,16 +312,21 @@ func (r *drillReport) summarize() {
 	leader := func(kind string) func(survived) bool {
 		return func(f survived) bool { return f.Role == "leader" && f.Kind == kind }
 	}
-	all := func(survived) bool { return true }
+	moved := func(f survived) bool { return f.NextAnswerMS == 0 }
+	searching := func(survived) bool { return r.miners > 0 }
 	r.WithoutLeader = []drillSpread{
 		of("leader killed", noLeader, leader("kill")),
 		of("leader stopped", noLeader, leader("stop")),
 		of("leader paused", noLeader, leader("pause")),
 		of("leader returned", func(f survived) float64 { return f.ReturnMS }, func(f survived) bool { return f.Role == "leader" && f.Kind != "pause" }),
-		of("follower or miner", noLeader, func(f survived) bool { return f.Role != "leader" }),
+		of("leadership moved after another's fault", noLeader, func(f survived) bool { return f.Role != "leader" && moved(f) }),
 	}
-	r.Idle = of("search thread idle", func(f survived) float64 { return f.IdleMS }, all)
-	r.IdleWithWork = of("idle though it held a range", func(f survived) float64 { return f.IdleWithWorkMS }, all)
+	r.NextAnswer = of("next answer, where the leader stayed", func(f survived) float64 { return f.NextAnswerMS },
+		func(f survived) bool { return !moved(f) })
+	withWork := func(f survived) float64 { return f.IdleWithWorkMS }
+	r.Idle = of("search thread idle", func(f survived) float64 { return f.IdleMS }, searching)
+	r.IdleWithWork = of("idle though it held a range", withWork, searching)
+	r.IdleLeaderKill = of("... when a leader was killed", withWork, func(f survived) bool { return searching(f) && leader("kill")(f) })
 }
 
 // print prints one line for each fault, and the summary.
@@ -337,21 +346,19 @@ func (r *drillReport) print(out *printer) {
 		if f.Role == "leader" {
 			name += "*"
 		}
-		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%.0f\t%.1f\t%.1f\t%.0f\t%d\t%d\t%d\t%d\t%d\t%.1f\t\n", f.Fault, name, f.Kind, f.Moment, f.PauseMS,
-			f.NoLeaderMS, f.ReturnMS, f.HealthyMS, f.InFlight, f.Regranted, f.SearchedTwice, f.Lost, f.RepeatedSubmits, f.IdleMS)
+		noLeader, atReturn := fmt.Sprintf("%.1f", f.NoLeaderMS), fmt.Sprintf("%.1f", f.ReturnMS)
+		if f.NextAnswerMS > 0 {
+			noLeader, atReturn = "-", "-"
+		}
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%.0f\t%s\t%s\t%.0f\t%d\t%d\t%d\t%d\t%d\t%s\t\n", f.Fault, name, f.Kind, f.Moment, f.PauseMS,
+			noLeader, atReturn, f.HealthyMS, f.InFlight, f.Regranted, f.SearchedTwice, f.Lost, f.RepeatedSubmits,
+			choose(r.miners > 0, fmt.Sprintf("%.1f", f.IdleMS), "-"))
 	}
 	_ = table.Flush() // into memory
 	fmt.Fprint(&text, "* the leader. Times in ms; in flight: ranges; regranted, twice: chunks; lost: answers; idle: the search thread that was it longest.\n\n")
-	table = tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "WITHOUT A GRANTING LEADER\tFAULTS\tP50\tP99\tMAX")
-	rows := append(slices.Clone(r.WithoutLeader), r.Idle, r.IdleWithWork)
-	for _, s := range rows {
-		if s.Faults > 0 {
-			fmt.Fprintf(table, "%s\t%d\t%.1f ms\t%.1f ms\t%.1f ms\n", s.What, s.Faults, s.P50, s.P99, s.Max)
-		}
-	}
-	_ = table.Flush()
-	fmt.Fprintf(&text, "\n%d %s survived in %.0f s by seed %d\n", r.Survived, plural(uint64(r.Survived), "fault"), r.Seconds, r.Seed)
+	printSpreads(&text, "WITHOUT A GRANTING LEADER", r.WithoutLeader...)
+	printSpreads(&text, "OTHER TIMES", r.NextAnswer, r.Idle, r.IdleWithWork, r.IdleLeaderKill)
+	fmt.Fprintf(&text, "%d %s survived in %.0f s by seed %d\n", r.Survived, plural(uint64(r.Survived), "fault"), r.Seconds, r.Seed)
 	fmt.Fprintf(&text, "answers     %d acknowledged, %d lost; %d came too late to count\n", r.Answers, r.Lost, r.Late)
 	fmt.Fprintf(&text, "chunks      %d granted again, %d of them answered for twice\n", r.Regranted, r.SearchedTwice)
 	fmt.Fprintf(&text, "blocks      %d accepted, %d heights twice; %d requests to submit, %d of them repeated\n", r.Blocks, r.AcceptedTwice, r.Submissions, r.RepeatedSubmits)
@@ -366,4 +373,23 @@ func (r *drillReport) print(out *printer) {
 		fmt.Fprintln(&text, "every promise held")
 	}
 	out.print(nil, "%s", strings.TrimRight(text.String(), "\n"))
+}
+
+// printSpreads prints a table of those that are of something.
+func printSpreads(w io.Writer, title string, spreads ...drillSpread) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, s := range spreads {
+		if s.Faults == 0 {
+			continue
+		}
+		if title != "" {
+			fmt.Fprintf(table, "%s\tFAULTS\tP50\tP99\tMAX\n", title)
+			title = ""
+		}
+		fmt.Fprintf(table, "%s\t%d\t%.1f ms\t%.1f ms\t%.1f ms\n", s.What, s.Faults, s.P50, s.P99, s.Max)
+	}
+	if title == "" {
+		fmt.Fprintln(table)
+	}
+	_ = table.Flush() // into memory
 }

@@ -89,6 +89,50 @@ func TestOutageIsTheTimeWithoutALeaderThatCommits(t *testing.T) {
 	}
 }
 
+// TestFaultOfAnotherIsNoTimeWithoutALeader: what the measuring client waited for its next answer then is a round trip.
+func TestFaultOfAnotherIsNoTimeWithoutALeader(t *testing.T) {
+	start := time.UnixMilli(1_000_000)
+	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+	stayed := []mark{{at(90), at(95), 1}, {at(101), at(136), 1}, {at(500), at(504), 1}}
+	moved := []mark{{at(90), at(95), 1}, {at(101), at(136), 1}, {at(200), at(250), 2}}
+	for _, row := range []struct {
+		role     string
+		trace    []mark
+		next, no float64
+		said     string
+	}{
+		{"miner", stayed, 36, 0, "the leader stayed, the next answer was acknowledged after 36 ms; healthy"},
+		{"follower", stayed, 36, 0, "the leader stayed"},
+		{"follower", moved, 0, 114, "114 ms without a granting leader"},
+		{"leader", stayed, 0, 36, "36 ms without a granting leader"},
+	} {
+		s := survived{Role: row.role, Kind: "pause", from: at(100), returned: at(400), until: at(600)}
+		s.measure(row.trace)
+		if s.NextAnswerMS != row.next || s.NoLeaderMS != row.no || !strings.Contains(s.String(), row.said) {
+			t.Errorf("%s: next answer %v, no leader %v, %q", row.role, s.NextAnswerMS, s.NoLeaderMS, s)
+		}
+	}
+}
+
+// TestDrillReportsOnlyWhatThereWas: no idle threads without miners, and the idle time of leader kills by itself.
+func TestDrillReportsOnlyWhatThereWas(t *testing.T) {
+	report := func(miners int) string {
+		r := &drillReport{miners: miners, faults: []survived{
+			{Role: "leader", Kind: "kill", Victim: "server-1", NoLeaderMS: 50, faultCounts: &faultCounts{IdleMS: 4, IdleWithWorkMS: 3}},
+			{Role: "follower", Kind: "kill", Victim: "server-2", NextAnswerMS: 36, faultCounts: &faultCounts{IdleMS: 9, IdleWithWorkMS: 8}},
+		}}
+		r.summarize()
+		var text strings.Builder
+		r.print(&printer{w: &text})
+		return strings.Join(strings.Fields(text.String()), " ")
+	}
+	wantSaid(t, report(2), "WITHOUT A GRANTING LEADER FAULTS P50 P99 MAX leader killed 1 50.0 ms",
+		"next answer, where the leader stayed 1 36.0 ms", "idle though it held a range 2 3.0 ms 8.0 ms", "... when a leader was killed 1 3.0 ms 3.0 ms")
+	if text := report(0); strings.Contains(text, "idle though") || strings.Contains(text, "search thread idle") || strings.Contains(text, "when a leader was killed") {
+		t.Errorf("without miners: %s", text)
+	}
+}
+
 func TestSpreadIsByNearestRank(t *testing.T) {
 	values := make([]float64, 200)
 	for i := range values {
