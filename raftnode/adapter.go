@@ -122,6 +122,9 @@ func (r *replica) view(read func(fsm.View)) {
 
 func (r *replica) fail(err error) error {
 	r.failOnce.Do(func() {
+		if r.journal != nil {
+			err = r.journal.advise(err)
+		}
 		r.reason = err
 		close(r.failed)
 	})

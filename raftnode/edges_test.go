@@ -23,10 +23,12 @@ func TestRaftsChatterIsForDebuggingAndDiskTroubleForPeople(t *testing.T) {
 	logger.Info("entering leader state")
 	logger.Named("net").With("a", 1).Error("failed to heartbeat to", "peer", "2")
 	logger.Log(hclog.Warn, "Election timeout reached")
+	logger.Error("failed to commit logs", "error", errors.New("disk full")) // which ends the server, with one line of its own
+	logger.Error("failed to append to logs", "error", errors.New("disk full"))
 	if out.Len() > 0 {
 		t.Errorf("a person sees %q", out.String())
 	}
-	logger.Error("failed to commit logs", "error", errors.New("disk full"))
+	logger.Error("failed to take snapshot", "error", errors.New("disk full"))
 	if !strings.Contains(out.String(), "disk full") || !strings.Contains(out.String(), "level=WARN") {
 		t.Errorf("a full disk logs %q", out.String())
 	}

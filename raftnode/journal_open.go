@@ -30,14 +30,11 @@ func openJournal(config journalConfig) (_ *journal, err error) {
 	}
 	marks, err := readMarks(j.dir)
 	if err != nil {
-		return nil, fmt.Errorf("open journal: %w", err)
+		return nil, fmt.Errorf("open journal: %w", j.advise(err))
 	}
 	j.marked, j.written = marks.synced.Records, marks.written
-	if err := j.load(marks); errors.Is(err, ErrJournalDamaged) {
-		return nil, fmt.Errorf("open journal: %w; if %s is the newest state of this very disk, move %s away to fetch the history "+
-			"from other servers, else %s", err, logFile, j.dir, joinAnew)
-	} else if err != nil {
-		return nil, fmt.Errorf("open journal: %w", err)
+	if err := j.load(marks); err != nil {
+		return nil, fmt.Errorf("open journal: %w", j.advise(err))
 	}
 	if len(j.segments) > 0 {
 		last := j.segments[len(j.segments)-1].path
@@ -68,6 +65,15 @@ func (j *journal) loadWritten(m journalMarks) error {
 		return nil
 	}
 	return j.wrote(end)
+}
+
+// advise says what to do with a journal that is damaged.
+func (j *journal) advise(err error) error {
+	if !errors.Is(err, ErrJournalDamaged) {
+		return err
+	}
+	return fmt.Errorf("%w; if %s is the newest state of this very disk, move %s away to fetch the history from other servers, else %s",
+		err, logFile, j.dir, joinAnew)
 }
 
 // tidy removes what a killed server left unfinished.

@@ -18,15 +18,9 @@ type raftLogger struct {
 
 // raftLevels are the levels of the library's messages that are not for debugging alone.
 var raftLevels = map[string]slog.Level{
-	// What a person must see.
-	"failed to commit logs":              slog.LevelWarn,
-	"failed to append to logs":           slog.LevelWarn,
-	"failed to clear log suffix":         slog.LevelWarn,
-	"failed to get log":                  slog.LevelWarn,
+	// What a person must see. A log or vote that cannot be written or read is not among it: that ends the server, with an
+	// error that names the file (diskGuard).
 	"failed to get last log index":       slog.LevelWarn,
-	"failed to compact logs":             slog.LevelWarn,
-	"failed to remove old logs":          slog.LevelWarn,
-	"failed to persist vote":             slog.LevelWarn,
 	"failed to take snapshot":            slog.LevelWarn,
 	"failed to restore snapshot":         slog.LevelWarn,
 	"failed to open snapshot":            slog.LevelWarn,

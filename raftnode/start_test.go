@@ -390,6 +390,38 @@ func TestDamagedOrMissingLogIsNamed(t *testing.T) {
 	}
 }
 
+// TestDamagedJournalSaysWhatToDo: at its start, and when a server that runs finds it out.
+func TestDamagedJournalSaysWhatToDo(t *testing.T) {
+	for name, damage := range map[string]func(path string) error{
+		"missing": os.Remove,
+		"empty":   func(path string) error { return os.Truncate(path, 0) },
+		"garbage": func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 20)), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLocal(t)
+			node, stop := l.mustStart()
+			waitFor(t, "it leads", 5*time.Second, func() bool { return node.Status().Leading })
+			folder := filepath.Join(node.DataDir(), journalFolder)
+			stop()
+			path := filepath.Join(folder, syncedFileName)
+			if err := damage(path); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err := l.start()
+			if !errors.Is(err, ErrJournalDamaged) || !strings.Contains(err.Error(), path) ||
+				!strings.Contains(err.Error(), "move "+folder+" away") || !strings.HasSuffix(err.Error(), joinAnew) {
+				t.Errorf("start: %v", err)
+			}
+		})
+	}
+	r := newReplica(nil)
+	r.journal = &journal{dir: "/d/journal"}
+	err := r.fail(fmt.Errorf("%w: %w", ErrReplicaStopped, &JournalError{Path: "/d/journal/1", Err: ErrJournalDamaged}))
+	if !errors.Is(err, ErrJournalDamaged) || !strings.Contains(err.Error(), "move /d/journal away") || !strings.HasSuffix(err.Error(), joinAnew) {
+		t.Errorf("while it runs: %v", err)
+	}
+}
+
 // TestDamagedOrMissingSnapshotIsNamed: the log, which is whole, is not blamed, and a server goes on without a snapshot only
 // where the log has all that it held.
 func TestDamagedOrMissingSnapshotIsNamed(t *testing.T) {
@@ -425,6 +457,9 @@ func TestDamagedOrMissingSnapshotIsNamed(t *testing.T) {
 		{"meta removed", 1, "meta.json", os.Remove, "meta.json"},
 		{"newest removed", 1, "", os.RemoveAll, ".."},
 		{"all removed", 1, "..", os.RemoveAll, ".."},
+		{"a file in their place", 1, "..", func(path string) error {
+			return errors.Join(os.RemoveAll(path), os.WriteFile(path, nil, 0o600))
+		}, ".."},
 		{"no log behind it", 0, "state.bin", flip, "state.bin"},
 		{"the log has it, state", 10000, "state.bin", flip, ""},
 		{"the log has it, meta", 10000, "meta.json", empty, ""},

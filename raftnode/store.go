@@ -70,11 +70,26 @@ func OpenBoltStores(dir string, fresh bool, logger *slog.Logger) (_ *Stores, err
 	if err != nil {
 		return nil, errors.Join(err, log.Close())
 	}
+	if err := readableFolder(filepath.Join(dir, snapshotFolder)); err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
 	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, retainedSnapshots, newRaftLogger(logger))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open snapshots in %s: %w", dir, err), log.Close())
 	}
 	return &Stores{Log: cached, Stable: log, Snapshots: snapshots, Close: log.Close}, nil
+}
+
+// readableFolder says of snapshots what the library says without a cause.
+func readableFolder(path string) error {
+	_, err := os.ReadDir(path)
+	switch {
+	case err == nil, errors.Is(err, os.ErrNotExist):
+		return nil
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("open snapshots: %w", err)
+	}
+	return fmt.Errorf("%w: %w; %s", ErrSnapshotDamaged, err, joinAnew)
 }
 
 // recoverDamage turns a panic over what is on the disk into an error.

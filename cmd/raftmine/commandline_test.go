@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -198,6 +199,8 @@ func TestHintOfAStartFitsWhatFailed(t *testing.T) {
 			"name an address that the other servers reach with --advertise HOST:PORT"},
 		{fmt.Errorf("data directory /proc/x %w: %w", raftnode.ErrUnusableDataDir, syscall.ENOENT), "", "choose a folder that this user may write with --data-dir DIR"},
 		{fmt.Errorf("listen on 127.0.0.1:80: %w", syscall.EACCES), "", ""},
+		{fmt.Errorf("open raft log: %w", &fs.PathError{Op: "open", Path: "/d/raft.db", Err: syscall.EACCES}), "",
+			fmt.Sprintf("let this user (uid %d) read and write /d/raft.db again: chmod u+rwX", os.Geteuid())},
 	} {
 		o := serverOptions{join: row.join}
 		if hint := hintFor(o.hintForStart(row.err)); hint != row.hint {

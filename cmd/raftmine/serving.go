@@ -302,8 +302,10 @@ func (o *serverOptions) hintForStart(err error) error {
 		return hinted(err, "choose another port with --listen, or 127.0.0.1:0 for a free one")
 	case errors.Is(err, syscall.ENOSPC):
 		return hinted(err, "make room on that disk, or choose another folder with --data-dir DIR")
-	case errors.Is(err, raftnode.ErrUnusableDataDir), errors.Is(err, fs.ErrPermission) && errors.As(err, &file), errors.Is(err, syscall.EROFS):
+	case errors.Is(err, raftnode.ErrUnusableDataDir), errors.Is(err, syscall.EROFS):
 		return hinted(err, "choose a folder that this user may write with --data-dir DIR")
+	case errors.Is(err, fs.ErrPermission) && errors.As(err, &file):
+		return hinted(err, fmt.Sprintf("let this user (uid %d) read and write %s again: chmod u+rwX", os.Geteuid(), file.Path))
 	}
 	return err
 }
