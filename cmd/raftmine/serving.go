@@ -74,7 +74,14 @@ func (o *serverOptions) serve(ctx context.Context, listen string, env *registry.
 	if err != nil {
 		return endedEarly(ctx, o.hintForStart(err))
 	}
-	defer func() { err = errors.Join(err, node.Close()) }()
+	defer func() {
+		switch closeErr := node.Close(); {
+		case err == nil:
+			err = closeErr
+		case closeErr != nil: // of the same cause: a disk that is full
+			logger.Debug("closed after a failure", "error", closeErr)
+		}
+	}()
 	o.dataDir = node.DataDir() // in which it goes on after ErrRecover
 	server, err := rpc.NewServer(rpc.Config{Node: node, Hub: hub, Logger: logger, Version: version})
 	if err != nil {
