@@ -64,8 +64,10 @@ func (n *Node) TransferLeadership(ctx context.Context, to uint64) (uint64, error
 	var known bool
 	n.View(func(v fsm.View) { row, known = v.Server(to) })
 	switch {
-	case !known || !row.Member:
+	case !known:
 		return 0, fmt.Errorf("%w: there is no server %d", ErrRefused, to)
+	case !row.Member:
+		return 0, fmt.Errorf("%w: server %d was removed; started again on its data directory it comes back", ErrRefused, to)
 	case to == n.id:
 		return to, nil
 	case !isVoter(n.configuration(), to) || !row.Up:

@@ -75,6 +75,12 @@ func TestTransferLeadershipIsUndoneByTheRule(t *testing.T) {
 		if _, err := c.leader().TransferLeadership(t.Context(), 3); !errors.Is(err, ErrRefused) {
 			t.Errorf("to a dead server: %v", err)
 		}
+		if err := c.leader().RemoveServer(t.Context(), 3); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.leader().TransferLeadership(t.Context(), 3); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "server 3 was removed") {
+			t.Errorf("to a server that was removed: %v", err)
+		}
 		c.commits()
 	})
 }

@@ -1,13 +1,18 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"raftmine/raftnode"
 )
 
 // group is a number of real server processes, a web service and a miner.
@@ -230,6 +235,33 @@ func TestStoppedLeaderHandsOverQuietly(t *testing.T) {
 	}
 }
 
+// TestMembershipCommandSaysThatNobodyLed: also when its time ends within a call, of which nothing else would be said.
+func TestMembershipCommandSaysThatNobodyLed(t *testing.T) {
+	for name, calls := range map[string]int{"while it waits": 1 << 30, "within the second call": 1, "within the first call": 0} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), commandTimeout)
+				defer cancel()
+				err := whileLeadershipMoves(ctx, func() error {
+					if calls > 0 {
+						calls--
+						return fmt.Errorf("%w, and no leader is known", raftnode.ErrNotLeader)
+					}
+					<-ctx.Done()
+					return ctx.Err()
+				})
+				if err == nil || !strings.HasPrefix(err.Error(), "no leader answered in time: ") || !strings.Contains(hintFor(err), "server list") {
+					t.Errorf("%v; hint %q", err, hintFor(err))
+				}
+			})
+		})
+	}
+	lost := errors.New("connection lost")
+	if err := whileLeadershipMoves(t.Context(), func() error { return lost }); err != lost {
+		t.Errorf("another error became %v", err)
+	}
+}
+
 func TestMembershipCommands(t *testing.T) {
 	g := startGroup(t, 3)
 	through := g.addresses[2] // not the leader
@@ -251,6 +283,9 @@ func TestMembershipCommands(t *testing.T) {
 		t.Errorf("transfer: %q", stdout)
 	}
 	g.settled(1)
+	if stdout, _ := run(exitDone, "transfer", "1"); stdout != "server 1 leads already\n" {
+		t.Errorf("transfer to the leader: %q", stdout)
+	}
 	if _, stderr := run(exitFailed, "remove", "2"); !strings.Contains(stderr, "stop it") {
 		t.Errorf("removal of a server that runs: %q", stderr)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -126,6 +127,10 @@ id leads, so that one takes it back as soon as it has caught up: to keep a serve
 					return err
 				}
 				view := transferredView{"leadership_transferred", chosen, status.ComputedLeaderID}
+				if chosen == status.LeaderID && chosen == to {
+					out.print(view, "server %d leads already", chosen)
+					return nil
+				}
 				undone := fmt.Sprintf("; server %d, the lowest id that is up, takes it back", view.Lowest)
 				if view.Lowest == 0 || view.Lowest == chosen {
 					undone = ", and it has the lowest id that is up"
@@ -173,14 +178,19 @@ func askServers(cmd *cobra.Command, servers string, do func(context.Context, *rp
 
 // whileLeadershipMoves repeats a call until somebody leads.
 func whileLeadershipMoves(ctx context.Context, call func() error) error {
+	var refused error // by servers that do not lead
 	for {
 		err := call()
-		if !errors.Is(err, raftnode.ErrNotLeader) {
+		switch {
+		case errors.Is(err, raftnode.ErrNotLeader):
+			refused = err
+		case !errors.Is(err, context.DeadlineExceeded) || ctx.Err() == nil:
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return hinted(err, `"raftmine server list" shows which servers are up; a majority of the voters is needed`)
+			return hinted(fmt.Errorf("no leader answered in time: %w", cmp.Or(refused, err)),
+				`"raftmine server list" shows which servers are up; a majority of the voters is needed`)
 		case <-time.After(commandPause):
 		}
 	}
