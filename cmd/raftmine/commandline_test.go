@@ -188,6 +188,10 @@ func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
 // TestHintOfAStartFitsWhatFailed: one that does not is worse than none.
 func TestHintOfAStartFitsWhatFailed(t *testing.T) {
 	refused := fmt.Errorf("dial 127.0.0.1:1: %w", syscall.ECONNREFUSED)
+	file := filepath.Join(t.TempDir(), "raft.db")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, row := range []struct {
 		err        error
 		join, hint string
@@ -199,8 +203,10 @@ func TestHintOfAStartFitsWhatFailed(t *testing.T) {
 			"name an address that the other servers reach with --advertise HOST:PORT"},
 		{fmt.Errorf("data directory /proc/x %w: %w", raftnode.ErrUnusableDataDir, syscall.ENOENT), "", "choose a folder that this user may write with --data-dir DIR"},
 		{fmt.Errorf("listen on 127.0.0.1:80: %w", syscall.EACCES), "", ""},
-		{fmt.Errorf("open raft log: %w", &fs.PathError{Op: "open", Path: "/d/raft.db", Err: syscall.EACCES}), "",
-			fmt.Sprintf("let this user (uid %d) read and write /d/raft.db again: chmod u+rwX", os.Geteuid())},
+		{fmt.Errorf("open raft log: %w", &fs.PathError{Op: "open", Path: file, Err: syscall.EACCES}), "",
+			fmt.Sprintf("let this user (uid %d) read and write %s: chmod u+rwX", os.Geteuid(), file)},
+		{fmt.Errorf("publish: %w", &fs.PathError{Op: "open", Path: file + ".tmp", Err: syscall.EACCES}), "",
+			fmt.Sprintf("let this user (uid %d) read and write %s: chmod u+rwX", os.Geteuid(), filepath.Dir(file))},
 	} {
 		o := serverOptions{join: row.join}
 		if hint := hintFor(o.hintForStart(row.err)); hint != row.hint {

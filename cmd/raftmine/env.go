@@ -46,7 +46,7 @@ func localServers(cmd *cobra.Command) ([]string, error) {
 	}
 	addresses, err := serversIn(env)
 	if len(addresses) == 0 && err != nil {
-		return nil, err
+		return nil, hintForPermission(err)
 	}
 	if err != nil {
 		logger, levelErr := newLogger(cmd, cmd.ErrOrStderr())

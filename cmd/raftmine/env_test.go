@@ -96,4 +96,5 @@ func TestDamagedEntryOfAProcessStopsNobody(t *testing.T) {
 		}
 		return problem
 	})
+	wantSaid(t, two.errors(), damaged, fmt.Sprintf("(pid %d) again", service.cmd.Process.Pid))
 }

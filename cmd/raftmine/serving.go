@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -293,7 +294,6 @@ func (o *serverOptions) companionServers(node *raftnode.Node, env *registry.Envi
 
 // hintForStart says what to do when a server cannot start.
 func (o *serverOptions) hintForStart(err error) error {
-	var file *fs.PathError
 	switch {
 	case errors.Is(err, raftnode.ErrNoClusterToJoin):
 		return err // it says so itself
@@ -309,10 +309,27 @@ func (o *serverOptions) hintForStart(err error) error {
 		return hinted(err, "choose another port with --listen, or 127.0.0.1:0 for a free one")
 	case errors.Is(err, syscall.ENOSPC):
 		return hinted(err, "make room on that disk, or choose another folder with --data-dir DIR")
-	case errors.Is(err, raftnode.ErrUnusableDataDir), errors.Is(err, syscall.EROFS):
+	case errors.Is(err, raftnode.ErrUnusableDataDir) && !o.hasServer(), errors.Is(err, syscall.EROFS):
 		return hinted(err, "choose a folder that this user may write with --data-dir DIR")
-	case errors.Is(err, fs.ErrPermission) && errors.As(err, &file):
-		return hinted(err, fmt.Sprintf("let this user (uid %d) read and write %s again: chmod u+rwX", os.Geteuid(), file.Path))
 	}
-	return err
+	return hintForPermission(err)
+}
+
+// hasServer reports whether the data directory is a server's already: in another one it would be another server.
+func (o *serverOptions) hasServer() bool {
+	has, err := raftnode.HasServer(o.dataDir)
+	return has && err == nil
+}
+
+// hintForPermission says what to do about a file or folder that this user may not use.
+func hintForPermission(err error) error {
+	var file *fs.PathError
+	if !errors.Is(err, fs.ErrPermission) || !errors.As(err, &file) {
+		return err
+	}
+	path := file.Path
+	if _, err := os.Lstat(path); err != nil { // it was to be made
+		path = filepath.Dir(path)
+	}
+	return hinted(err, fmt.Sprintf("let this user (uid %d) read and write %s: chmod u+rwX", os.Geteuid(), path))
 }
