@@ -101,7 +101,8 @@
 // A server with an id does not start without raft.db, nor with one that is empty or older than what it did already
 // (logcheck.go): it forgot entries that it acknowledged, or votes, and could elect a server that never had them. What is in
 // the journal was applied, so it was in the log before, and synced there, also what a power failure took from the journal's
-// end; a log or snapshot that ends before it, another term there, or a stored term that is lower shows an older copy. Never put
+// end; a log or snapshot that ends before it, another term there, or a stored term that is lower shows an older copy. Nor does
+// it start when a snapshot cannot be read and the log has not all that it held: Raft would pass over it. Never put
 // a copy of a data directory back under a server that ran since; it joins as a new one. server.json says where the directory
 // was at its last start, so that on one host a copy is known by the original (twin.go). It is sealed, and must agree with the
 // server table of the log, and with the request id that raft.db has beside Raft's term and vote: the files of two servers are

@@ -392,10 +392,17 @@ func TestDamagedOrMissingLogIsNamed(t *testing.T) {
 
 // TestDamagedJournalSaysWhatToDo: at its start, and when a server that runs finds it out.
 func TestDamagedJournalSaysWhatToDo(t *testing.T) {
-	for name, damage := range map[string]func(path string) error{
-		"missing": os.Remove,
-		"empty":   func(path string) error { return os.Truncate(path, 0) },
-		"garbage": func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 20)), 0o600) },
+	empty := func(path string) error { return os.Truncate(path, 0) }
+	garbage := func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 20)), 0o600) }
+	for name, row := range map[string]struct {
+		file   string
+		damage func(path string) error
+	}{
+		"synced missing":  {syncedFileName, os.Remove},
+		"synced empty":    {syncedFileName, empty},
+		"synced garbage":  {syncedFileName, garbage},
+		"written missing": {writtenFileName, os.Remove},
+		"written garbage": {writtenFileName, garbage},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLocal(t)
@@ -403,8 +410,8 @@ func TestDamagedJournalSaysWhatToDo(t *testing.T) {
 			waitFor(t, "it leads", 5*time.Second, func() bool { return node.Status().Leading })
 			folder := filepath.Join(node.DataDir(), journalFolder)
 			stop()
-			path := filepath.Join(folder, syncedFileName)
-			if err := damage(path); err != nil {
+			path := filepath.Join(folder, row.file)
+			if err := row.damage(path); err != nil {
 				t.Fatal(err)
 			}
 			_, _, err := l.start()
