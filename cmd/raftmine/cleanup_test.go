@@ -104,9 +104,9 @@ func TestRunThatCannotStartLeavesNoProcessBehind(t *testing.T) {
 
 // TestRunGoesOnWhenItsLeaderIsKilled kills server 1 while blocks are mined: the others finish the run, and agree.
 func TestRunGoesOnWhenItsLeaderIsKilled(t *testing.T) {
-	service, base := startForeignService(t, 6)
+	service, base := startForeignService(t, 4)
 	dir := filepath.Join(keepOnFailure(t), "run")
-	run := startProcess(t, "run", "--blocks", "6", "--web-service", base, "--data-dir", dir, "-o", "json")
+	run := startProcess(t, "run", "--blocks", "20", "--web-service", base, "--data-dir", dir, "-o", "json")
 	_, _ = run.waitEvent(0, "block")
 	killProcess(t, run, "server", 1)
 	_, _ = run.waitLine(0, "a leader other than server 1", func(line string) bool {
@@ -115,7 +115,7 @@ func TestRunGoesOnWhenItsLeaderIsKilled(t *testing.T) {
 	if code := run.waitExit(); code != exitDone {
 		t.Fatalf("exit code %d", code)
 	}
-	checkChain(t, run, service, 6)
+	checkChain(t, run, service, 20)
 	if done := run.events("done"); len(done) != 1 || done[0]["servers_agreeing"] != float64(2) {
 		t.Errorf("done event is %v", done)
 	}
