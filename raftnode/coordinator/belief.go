@@ -88,8 +88,12 @@ func (b *belief) disbelief(nonces uint64, excess float64) string {
 	all := b.receipts
 	all.Add(nonces, excess)
 	share, low, high := all.Share()
-	return fmt.Sprintf("the receipts of %d ranges say that the work was not done: about %.0f %% of it (%.0f to %.0f %%)",
-		all.Ranges, 100*share, 100*low, 100*high)
+	ranges := fmt.Sprintf("%d ranges", all.Ranges)
+	if all.Ranges == 1 {
+		ranges = "1 range"
+	}
+	return fmt.Sprintf("the receipts of %s say that the work was not done: %.0f %% of it (%.0f to %.0f %%) if the same share of each range was searched",
+		ranges, 100*share, 100*low, 100*high)
 }
 
 // rate is the miner's hash rate as far as it is believed: what it reports, up to twice what its committed and plausible
