@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/renameio/v2"
 
@@ -23,6 +24,7 @@ const (
 	journalFolder   = "journal"
 	segmentSuffix   = ".journal"
 	fetchedSuffix   = ".fetched" // a segment that is being fetched, not yet part of the journal
+	tornSuffix      = ".torn"    // an end that was cut off a segment because it was damaged, kept for whoever asks why
 	syncedFileName  = "synced"
 	writtenFileName = "written"
 
@@ -32,6 +34,8 @@ const (
 	// syncEach is after how many bytes a sync is asked for. Tuning: a segment is synced before the next one is begun, while
 	// the state machine waits, so little should be left to do then.
 	syncEach = 2 << 20
+	// syncEvery is how long what is little stays unsynced. Tuning.
+	syncEvery = 10 * time.Second
 )
 
 // JournalFile is what a journal writes to: a file, or the disk of a test.
@@ -385,7 +389,7 @@ func (j *journal) sync() error {
 	}
 	out, end := j.out, j.end()
 	j.mu.Unlock()
-	if out == nil {
+	if out == nil || j.isMarked(end) {
 		return nil
 	}
 	// Not under the lock: entries go on to be applied. A file that is closed by now was synced before.
@@ -404,18 +408,27 @@ func (j *journal) sync() error {
 	return nil
 }
 
-// syncOften syncs whenever much was written, until ctx ends or a sync fails.
+// syncOften syncs whenever much was written, and now and then what is little, until ctx ends or a sync fails.
 func (j *journal) syncOften(ctx context.Context) error {
+	tick := time.NewTicker(syncEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-tick.C:
 		case <-j.grown:
-			if err := j.sync(); err != nil {
-				return err
-			}
+		}
+		if err := j.sync(); err != nil {
+			return err
 		}
 	}
+}
+
+func (j *journal) isMarked(end fsm.Head) bool {
+	j.markMu.Lock()
+	defer j.markMu.Unlock()
+	return end.Records <= j.marked
 }
 
 // mark notes that the history up to end is on the disk.

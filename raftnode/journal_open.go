@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/google/renameio/v2"
+
 	"raftmine/fsm"
 )
 
@@ -172,13 +174,37 @@ func (j *journal) loadSegment(path string, last bool, marks journalMarks) (s seg
 			return s, 0, err
 		}
 		// Not synced, so still in the Raft log.
+		var kept string
+		if errors.Is(err, ErrJournalDamaged) { // perhaps by somebody, and not by a crash
+			kept = fmt.Sprintf("%s.%d%s", path, r.offset, tornSuffix)
+			if err := keepTail(kept, file, r.offset); err != nil {
+				return s, 0, unwritable(kept, err)
+			}
+		}
 		j.config.logger.Warn("journal's torn tail cut", "path", path, "offset", r.offset, "bytes", info.Size()-r.offset,
-			"after_index", r.head.Index, "cause", err)
+			"after_index", r.head.Index, "kept", kept, "cause", err)
 		if err := errors.Join(file.Truncate(r.offset), file.Sync()); err != nil {
 			return s, 0, err
 		}
 		return s, r.offset, nil
 	}
+}
+
+// keepTail copies what follows an offset of a file to another one.
+func keepTail(to string, file *os.File, offset int64) error {
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	tail, err := renameio.NewPendingFile(to, renameio.WithTempDir(filepath.Dir(to)), renameio.WithPermissions(0o600))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tail.Cleanup() }() // does nothing to one that was put in place
+	if _, err := io.Copy(tail, io.NewSectionReader(file, offset, info.Size()-offset)); err != nil {
+		return err
+	}
+	return tail.CloseAtomicallyReplace()
 }
 
 // of refuses another cluster's segment.

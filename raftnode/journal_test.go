@@ -393,9 +393,16 @@ func TestUnsyncedPagesThatAPowerFailureLostAreWrittenAgain(t *testing.T) {
 	if count, err := h.read(t, dir, 0); count != synced || !errors.Is(err, ErrJournalDamaged) {
 		t.Errorf("an audit before the restart read %d records, %v", count, err)
 	}
+	damaged, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	j = mustOpenJournal(t, dir)
 	h.mustApply(t, j, 0, n)
 	h.wantWhole(t, dir, n)
+	if kept, err := os.ReadFile(fmt.Sprintf("%s.%d.torn", path, hole)); err != nil || !bytes.Equal(kept, damaged[hole:]) {
+		t.Errorf("of the %d bytes that were cut off %d are kept as they were (%v)", len(damaged[hole:]), len(kept), err)
+	}
 }
 
 // putJournal writes the files of a journal into a new data directory.
@@ -506,10 +513,17 @@ func TestWhatWasWrittenIsSyncedNowAndThen(t *testing.T) {
 				t.Errorf("after record %d only %d are synced (%v)", k+1, marks.synced.Records, err)
 			}
 		}
+		time.Sleep(syncEvery)
+		synctest.Wait()
+		if marks, err := readMarks(j.dir); err != nil || marks.synced.Records != 7 {
+			t.Errorf("%v after the last record %d of 7 are synced (%v)", syncEvery, marks.synced.Records, err)
+		}
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+		h = newHistoryOf(8, 1<<20)
+		h.mustApply(t, j, 7, 8)
 		disk.broken = syscall.EIO
 		j.grown <- struct{}{}
 		if err := j.syncOften(t.Context()); !errors.Is(err, syscall.EIO) {
