@@ -40,6 +40,7 @@ func TestRunLeavesNoProcessBehind(t *testing.T) {
 		paused bool // a server and a miner are
 	}{
 		{"Ctrl-C", syscall.SIGINT, exitDone, false},
+		{"a closed terminal", syscall.SIGHUP, exitDone, false},
 		{"SIGTERM", syscall.SIGTERM, exitDone, false},
 		{"its own death by kill -9", syscall.SIGKILL, -1, false},
 		{"its own death by kill -9 while some are paused", syscall.SIGKILL, -1, true},

@@ -174,7 +174,7 @@ func (c *cluster) progress(ctx context.Context) (line, trouble string) {
 	if s.Coordinator == nil {
 		return "no leader: waiting for an election; see " + c.dir + "/logs", ""
 	}
-	line = fmt.Sprintf("leader %d, %d blocks, %s", s.LeaderID, s.Blocks, hashRate(s.Coordinator.HashRate))
+	line = fmt.Sprintf("leader %d, %d %s, %s", s.LeaderID, s.Blocks, plural(s.Blocks, "block"), hashRate(s.Coordinator.HashRate))
 	if j := s.Job; j != nil {
 		line += fmt.Sprintf(", block %d (%d bits): %d of %d chunks done", j.Height, j.Bits, j.Chunks.Finished, j.Chunks.Total)
 	}

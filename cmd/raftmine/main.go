@@ -36,7 +36,11 @@ var errInterrupted = errors.New("interrupted")
 const secondSignal = time.Second
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // nohup
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	// The first signal asks for an orderly end, a later one ends the process at once. Some programs send two in a row
 	// for one: those count as one.
 	context.AfterFunc(ctx, func() { time.AfterFunc(secondSignal, stop) })

@@ -112,7 +112,7 @@ func printStatus(w io.Writer, s rpc.Status, view statusView) error {
 	} else {
 		fmt.Fprintf(w, "leader is server %d (term %d), by the rule it is %s; ", s.LeaderID, s.Term, orNobody(s.ComputedLeaderID))
 	}
-	fmt.Fprintf(w, "%d blocks accepted\n", s.Blocks)
+	fmt.Fprintf(w, "%d %s accepted\n", s.Blocks, plural(s.Blocks, "block"))
 	if s.Voters > 0 {
 		fmt.Fprintf(w, "an acknowledged answer is on the disks of %d of %d voters\n", s.Voters/2+1, s.Voters)
 	}

@@ -30,7 +30,7 @@ func newWebServiceCommand() *cobra.Command {
 nonce and a timestamp back, and keeps its chain in DATA-DIR. Its address is stored in the local environment, where
 servers without --web-service find it.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if err := checkListen(listen, insecure); err != nil {
 				return err
 			}
@@ -62,7 +62,7 @@ servers without --web-service find it.`,
 			if err != nil {
 				return hinted(err, "choose another folder with --data-dir DIR")
 			}
-			defer service.Close()
+			defer func() { err = errors.Join(err, service.Close()) }()
 			listener, err := net.Listen("tcp", listen)
 			if err != nil {
 				return hinted(err, "choose another port with --listen, or 127.0.0.1:0 for a free one")

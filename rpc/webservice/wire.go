@@ -16,11 +16,11 @@ import (
 // ErrAnswer: the web service's answer is not one that this package knows.
 var ErrAnswer = errors.New("unreadable answer")
 
-// Paths below the base address (protocol).
 // maxHeight bounds the heights of a web service, so that there is always a next one. It is the largest number that every
 // JSON reader keeps exact.
 const maxHeight = 1<<53 - 1
 
+// Paths below the base address (protocol).
 const (
 	requestPath = "request.php"
 	submitPath  = "submit.php"
