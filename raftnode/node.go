@@ -217,7 +217,14 @@ func (n *Node) barrier(ctx context.Context) error {
 	if err := n.alive(); err != nil {
 		return err
 	}
-	err := n.await(ctx, func() error { return n.raft.Barrier(n.config.TransportTimeout).Error() })
+	err := n.await(ctx, func() error {
+		n.background.barriers.Add(1)
+		defer n.background.barriers.Add(-1)
+		if err := ctx.Err(); err != nil { // and perhaps the end of this server
+			return err
+		}
+		return n.raft.Barrier(n.config.TransportTimeout).Error()
+	})
 	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) {
 		return n.notLeader()
 	}
@@ -352,6 +359,8 @@ type calls struct {
 	ended   bool
 	awaited sync.WaitGroup // those who wait for an answer
 	active  sync.WaitGroup // the calls themselves
+
+	barriers atomic.Int32 // active ones that are barriers
 }
 
 func (c *calls) begin() bool {
@@ -365,7 +374,7 @@ func (c *calls) begin() bool {
 	return true
 }
 
-// taking is how long Raft may need to take up a call, unless its disk stalls. Tuning.
+// taking is how long Raft may need to take up a barrier that nobody waits for any more. Tuning.
 const taking = 50 * time.Millisecond
 
 // end lets no call begin any more and waits for those that somebody waits for; only a disk that stalls makes that long.
@@ -374,7 +383,9 @@ func (c *calls) end(patience time.Duration) {
 	c.ended = true
 	c.mu.Unlock()
 	waitAtMost(&c.awaited, patience)
-	waitAtMost(&c.active, min(patience, taking)) // Raft never answers what it has not taken up when it is shut down
+	if c.barriers.Load() > 0 { // Raft never answers one that it has not taken up when it is shut down
+		waitAtMost(&c.active, taking)
+	}
 }
 
 // settle waits for all calls, once Raft has ended.
