@@ -44,7 +44,7 @@ their proofs, the leaders, the faults. Reads only, also beside a running server.
 A history is a server's data directory, the folder of a "raftmine run" (then the histories of all its servers are audited
 and compared; the longest is told), or a file that --export wrote. With --servers the histories are those of running
 servers, which send every record: they are verified here, and must come to the very states that the servers have. A server
-that does not answer is named, and the others are audited.
+that does not answer is named, and the others are audited; so is a directory in the folder of a run that cannot be read.
 
 The exit code is 0 only if everything that was asked for was verified and holds; otherwise the first broken record is named,
 or what could not be read.

@@ -36,14 +36,15 @@ type pass struct {
 }
 
 // findSources returns the histories that the arguments name, data directories, folders of "raftmine run", and exports, and
-// those of running servers. The longest comes first: a server that was killed has less to tell. Servers that do not answer
-// are returned apart, unless there is nothing else: then they are the error.
+// those of running servers. The longest comes first: a server that was killed has less to tell. Servers that do not answer,
+// and directories of a run that cannot be read, are returned apart, unless there is nothing else: then they are the error.
 func findSources(ctx context.Context, out *printer, args, servers []string) ([]source, []unread, error) {
-	sources, err := namedSources(args)
+	sources, silent, err := namedSources(args)
 	if err != nil {
 		return nil, nil, err
 	}
-	running, silent, err := serverSources(ctx, servers)
+	running, gone, err := serverSources(ctx, servers)
+	silent = append(silent, gone...)
 	if sources = append(sources, running...); err == nil && len(sources) == 0 {
 		err = nothingRead(silent)
 	}
@@ -94,38 +95,48 @@ func nothingRead(all []unread) error {
 	for _, u := range all {
 		errs = append(errs, fmt.Errorf("%s: %w", u.name, u.err))
 	}
-	return hinted(errors.Join(errs...),
-		"check the address, and that a server runs there; the history of one that does not run is in its data directory")
+	err := errors.Join(errs...)
+	if hintFor(err) != "" {
+		return err
+	}
+	return hinted(err, "check the address, and that a server runs there; the history of one that does not run is in its data directory")
 }
 
-func namedSources(args []string) ([]source, error) {
-	var sources []source
+// namedSources returns the histories of args. In a run's folder the directories that cannot be read are returned apart: a
+// server that lost its disk does not hide the others. One that args name themselves is an error.
+func namedSources(args []string) (sources []source, lost []unread, err error) {
 	for _, arg := range args {
 		info, err := os.Stat(arg)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if !info.IsDir() {
 			s, err := exportSource(arg)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			sources = append(sources, s)
 			continue
 		}
 		dirs, err := dataDirsIn(arg)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, dir := range dirs {
 			s, err := journalSource(dir)
-			if err != nil {
-				return nil, err
+			switch {
+			case err == nil:
+				sources = append(sources, s)
+			case dir == arg:
+				return nil, nil, err
+			default:
+				name, _ := filepath.Rel(arg, dir)
+				lost = append(lost, unread{name: name, path: dir,
+					err: hinted(err, "name a data directory that can be read, or a file that \"raftmine audit --export\" wrote")})
 			}
-			sources = append(sources, s)
 		}
 	}
-	return sources, nil
+	return sources, lost, nil
 }
 
 // dataDirsIn returns dir, or the servers' data directories when it is a run's folder.
@@ -158,9 +169,12 @@ func dataDirsIn(dir string) ([]string, error) {
 }
 
 func journalSource(dir string) (source, error) {
-	// Open once, so that a directory without a journal is a mistake of the command line, and not a broken history.
+	// Read once, so that a directory without a history is a mistake of the command line, and not a broken history.
 	reader, err := raftnode.ReadJournal(dir)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err == nil && !begun(reader) {
+		err = errors.Join(errNoRecord, reader.Close())
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoRecord) {
 		return source{}, hinted(fmt.Errorf("%s holds no history: %w", dir, err),
 			"name a server's data directory, the folder of a \"raftmine run\", or a file that \"raftmine audit --export\" wrote")
 	} else if err != nil {
@@ -189,6 +203,16 @@ func journalSource(dir string) (source, error) {
 		return pass{records: records, close: reader.Close}, nil
 	}
 	return s, nil
+}
+
+var errNoRecord = errors.New("its journal has no record yet")
+
+// begun reports whether a journal has a first record, or what should be one: what is broken is the audit's to say.
+func begun(journal *raftnode.JournalReader) bool {
+	for range journal.Unhashed() {
+		return true
+	}
+	return false
 }
 
 func exportSource(path string) (source, error) {

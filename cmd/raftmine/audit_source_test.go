@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -57,5 +59,59 @@ func TestHistoriesThatAgreeAreReplayedAndNotReadAgain(t *testing.T) {
 	}
 	if others := report["others"].([]any); len(others) != 2 || others[0].(map[string]any)["parts"] != true {
 		t.Errorf("a history that parts: %v", others)
+	}
+}
+
+// TestDirectoryOfARunThatCannotBeReadIsNamedAndTheOthersAudited: a lost journal, one that has nothing yet, and a damaged
+// server.json. That is no success, and no broken history either; what can be read is proved all the same.
+func TestDirectoryOfARunThatCannotBeReadIsNamedAndTheOthersAudited(t *testing.T) {
+	for name, spoil := range map[string]func(dir string) error{
+		"no journal":          func(dir string) error { return os.RemoveAll(filepath.Join(dir, "journal")) },
+		"damaged server.json": func(dir string) error { return os.WriteFile(filepath.Join(dir, "server.json"), []byte("{"), 0o600) },
+		"empty journal": func(dir string) error {
+			journal := filepath.Join(dir, "journal")
+			return errors.Join(os.RemoveAll(journal), os.Mkdir(journal, 0o700))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run := t.TempDir()
+			server := func(id string) string { return filepath.Join(run, "servers", id) }
+			for _, id := range []string{"1", "2", "3"} {
+				writeLongHistory(t, server(id), 40, 2)
+			}
+			if err := spoil(server("2")); err != nil {
+				t.Fatal(err)
+			}
+			code, report, stderr := auditJSON(t, run)
+			if code != exitFailed || report["verdict"] != "not_verified" || report["source"] != server("1") || len(report["others"].([]any)) != 1 ||
+				stderr != "raftmine: "+report["error"].(string)+"\n" {
+				t.Fatalf("exit code %d, said %q, the report %v", code, stderr, report)
+			}
+			unread := report["unread"].([]any)
+			if len(unread) != 1 || unread[0].(map[string]any)["source"] != server("2") || unread[0].(map[string]any)["error"] == "" {
+				t.Errorf("unread are %v", unread)
+			}
+			code, stdout, stderr := command(t, "audit", run)
+			if code != exitFailed || stderr != "raftmine: 1 of 3 histories could not be read: see the report\n" ||
+				!strings.Contains(stdout, "\nunread    servers/2: ") || !strings.Contains(stdout, "; what was read holds\n") {
+				t.Errorf("exit code %d, said %q, printed\n%s", code, stderr, stdout)
+			}
+			if code, stdout, stderr := command(t, "proof", "--record", "3", "--data-dir", run); code != exitDone || !strings.Contains(stdout, "raftmine record proof") {
+				t.Errorf("a proof: exit code %d, said %q", code, stderr)
+			}
+			if code, _, stderr := command(t, "proof", "7", "--data-dir", run); code != exitFailed || !strings.Contains(stderr, "block 7: not in the history; servers/2: ") {
+				t.Errorf("a proof of what is not there: exit code %d, said %q", code, stderr)
+			}
+			if code, _, stderr := command(t, "audit", server("2")); code != exitFailed || strings.Contains(stderr, "does not hold") || strings.Count(stderr, "\n") > 2 {
+				t.Errorf("named itself: exit code %d, said %q", code, stderr)
+			}
+			if err := errors.Join(spoil(server("1")), spoil(server("3"))); err != nil {
+				t.Fatal(err)
+			}
+			if code, stdout, stderr := command(t, "audit", run); code != exitFailed || stdout != "" || strings.Contains(stderr, "folder of a") ||
+				strings.Contains(stderr, "address") || !strings.Contains(stderr, "servers/1: ") || !strings.Contains(stderr, "servers/3: ") {
+				t.Errorf("none can be read: exit code %d, said %q, printed %q", code, stderr, stdout)
+			}
+		})
 	}
 }

@@ -120,7 +120,7 @@ func proveOlder(cmd *cobra.Command, out *printer, dataDir string, older audit.He
 
 // withPasses lets what proves read the longest history of dataDir more than once.
 func withPasses(cmd *cobra.Command, out *printer, dataDir string, prove func(open func() (audit.Records, error)) error) (err error) {
-	sources, _, err := findSources(cmd.Context(), out, []string{dataDir}, nil)
+	sources, silent, err := findSources(cmd.Context(), out, []string{dataDir}, nil)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,9 @@ func withPasses(cmd *cobra.Command, out *printer, dataDir string, prove func(ope
 		passes = append(passes, p)
 		return p.records, nil
 	})
-	if err != nil {
+	if err != nil && len(silent) > 0 { // what is not found may be in a history that cannot be read
+		return errors.Join(fmt.Errorf("%s: %w", sources[0].name, err), nothingRead(silent))
+	} else if err != nil {
 		return fmt.Errorf("%s: %w", sources[0].name, err)
 	}
 	return nil
