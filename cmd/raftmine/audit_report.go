@@ -97,7 +97,7 @@ type (
 	// workShareView estimates which share of the work was done, if it was the same in each range but the impossible ones.
 	workShareView struct {
 		WorkShare float64 `json:"work_share"`     // 1: all of it
-		WorkLow   float64 `json:"work_share_low"` // 95 % bounds
+		WorkLow   float64 `json:"work_share_low"` // 95 % bounds, rounded outwards; 0: too few ranges for one
 		WorkHigh  float64 `json:"work_share_high"`
 	}
 	impossibleView struct {
@@ -172,7 +172,7 @@ func viewMiner(m audit.Miner) minerAuditView {
 		Impossible: r.Impossible, Revoked: r.Revoked}
 	share, low, high, known := r.Share()
 	if known || r.Ranges == 0 {
-		v.workShareView = &workShareView{share, low, high}
+		v.workShareView = &workShareView{math.Round(share*1e4) / 1e4, math.Floor(low*1e4) / 1e4, math.Ceil(high*1e4) / 1e4}
 	}
 	for _, i := range r.FirstImpossible {
 		v.First = append(v.First, impossibleView{i.Finished.Index, i.Nonces.First, i.Nonces.Last, log10(i.LogPValue)})
@@ -334,6 +334,10 @@ func (s serverEndView) state() string {
 // thousand honest miners is below it; what the audit objects to is far rarer, see package audit.
 const doubtful = -3
 
+// tellingShare is the share of the work that a miner's receipts must say at least, or else they are too few to say
+// anything: of an idle miner's one range the receipt is as good as an honest one's every now and then.
+const tellingShare = 0.1
+
 // String is one row for people.
 func (m minerAuditView) String() string {
 	text := fmt.Sprintf("%s: %d %s, %s hashes, %d %s", m.Name, m.Ranges, plural(m.Ranges, "range"), count(m.Nonces), m.Solutions,
@@ -354,8 +358,11 @@ func (m minerAuditView) String() string {
 	case p < doubtful || m.Implausible && m.Impossible == 0:
 		text += fmt.Sprintf("; %s say %.0f %% of the work (%.0f to %.0f %%) if it searched the same share of each range, an honest miner's are "+
 			"this bad or worse with p = %s", which, 100*m.WorkShare, 100*m.WorkLow, 100*m.WorkHigh, probability(p))
+	case m.workShareView == nil || m.WorkLow < tellingShare:
+		text += fmt.Sprintf("; %s are too few to say what it searched (p = %s)", which, probability(p))
 	default:
-		text += fmt.Sprintf("; %s are an honest miner's (p = %s)", which, probability(p))
+		text += fmt.Sprintf("; %s fit an honest miner's (p = %s), and say at least %.0f %% of the work (95 times of 100) if it searched the same share of each range",
+			which, probability(p), math.Floor(100*min(m.WorkLow, 1)))
 	}
 	if m.Implausible {
 		text += fmt.Sprintf(": IMPLAUSIBLE since record %d, after %d %s", m.FlaggedIndex, m.FlaggedAfter, plural(m.FlaggedAfter, "range"))

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,6 +18,7 @@ import (
 
 	"raftmine/fsm"
 	"raftmine/fsm/audit"
+	"raftmine/fsm/pow"
 )
 
 // auditJSON runs an audit and returns its last object, the report.
@@ -504,12 +506,14 @@ func TestRowsOfServersReadWell(t *testing.T) {
 func TestRowsOfMinersReadWell(t *testing.T) {
 	p := -0.5
 	for want, m := range map[string]minerAuditView{
-		"m: 1 range, 100 hashes, 1 solution, 1 strike; its receipts are an honest miner's (p = 1)":      {Name: "m", Ranges: 1, Nonces: 100, Solutions: 1, Strikes: 1},
-		"m: 2 ranges, 100 hashes, 0 solutions, 2 strikes; its receipts are an honest miner's (p = 0.1)": {Name: "m", Ranges: 2, Nonces: 100, Strikes: 2, LogPValue: -1},
+		"m: 1 range, 100 hashes, 1 solution, 1 strike; its receipts are too few to say what it searched (p = 1)": {Name: "m", Ranges: 1, Nonces: 100, Solutions: 1,
+			Strikes: 1, workShareView: &workShareView{1, 0, 6.5}},
+		"m: 20 ranges, 100 hashes, 0 solutions, 2 strikes; its receipts fit an honest miner's (p = 0.1), and say at least 54 % of the work (95 times of 100) if it searched the same share of each range": {Name: "m",
+			Ranges: 20, Nonces: 100, Strikes: 2, LogPValue: -1, workShareView: &workShareView{0.8, 0.549, 1.1}},
 		"m: 0 ranges, 0 hashes, 0 solutions": {Name: "m"},
 		"m: 3 ranges, 9 hashes, 0 solutions; 3 ranges cannot have been searched: IMPLAUSIBLE since record 7, after 1 range": {Name: "m", Ranges: 3,
 			Nonces: 9, Impossible: 3, LogPValue: -99, Implausible: true, FlaggedIndex: 7, FlaggedAfter: 1},
-		"m: 8 ranges, 9 hashes, 0 solutions; 1 range cannot have been searched; its other receipts are an honest miner's (p = 0.32): IMPLAUSIBLE since record 7, after 5 ranges": {Name: "m",
+		"m: 8 ranges, 9 hashes, 0 solutions; 1 range cannot have been searched; its other receipts fit an honest miner's (p = 0.32), and say at least 40 % of the work (95 times of 100) if it searched the same share of each range: IMPLAUSIBLE since record 7, after 5 ranges": {Name: "m",
 			Ranges: 8, Nonces: 9, Impossible: 1, LogPValue: -99, OthersPValue: &p, workShareView: &workShareView{1, 0.4, 2},
 			Implausible: true, FlaggedIndex: 7, FlaggedAfter: 5},
 		"m: 99 ranges, 9 hashes, 0 solutions; its receipts say 50 % of the work (40 to 60 %) if it searched the same share of each range, an honest miner's are this bad or worse with p = 10^-12": {Name: "m",
@@ -518,6 +522,24 @@ func TestRowsOfMinersReadWell(t *testing.T) {
 		if got := m.String(); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
+	}
+}
+
+// TestBoundsOfWorkAreRoundedOutwards: one range is no ground for any lower bound, and not for one of 10^-18 either.
+func TestBoundsOfWorkAreRoundedOutwards(t *testing.T) {
+	one := audit.Miner{Name: "m"}
+	one.Receipts.Add(pow.Range{First: 1, Last: 100}, 0.56, audit.Place{})
+	if v := viewMiner(one); v.WorkLow != 0 || v.WorkHigh < 1 || !strings.Contains(v.String(), "too few to say") {
+		t.Errorf("of one range it says %v to %v: %s", v.WorkLow, v.WorkHigh, v)
+	}
+	for range 99 {
+		one.Receipts.Add(pow.Range{First: 1, Last: 100}, 1.01, audit.Place{})
+	}
+	share, low, high, _ := one.Receipts.Share()
+	v := viewMiner(one)
+	if v.WorkLow > low || v.WorkLow < low-1e-4 || v.WorkHigh < high || v.WorkHigh > high+1e-4 || math.Abs(v.WorkShare-share) > 1e-4 ||
+		!strings.Contains(v.String(), "fit an honest miner's") {
+		t.Errorf("of %v, %v to %v, it says %v, %v to %v: %s", share, low, high, v.WorkShare, v.WorkLow, v.WorkHigh, v)
 	}
 }
 
