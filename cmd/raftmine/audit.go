@@ -91,7 +91,7 @@ it draws the same sample again. A range that was taken back later counts as it d
 	cmd.Flags().Float64Var(&o.recheck, "recheck", 0, "search this fraction of the finished ranges again, above 0 to 1")
 	cmd.Flags().StringSliceVar(&o.known, "known", nil, "a head seen before, as RECORDS:TREE; the history must begin with it")
 	cmd.Flags().BoolVar(&o.all, "all", false, "print every event of a long history")
-	cmd.Flags().BoolVar(&o.ranges, "ranges", false, "print every finished range: who searched what, and when")
+	cmd.Flags().BoolVar(&o.ranges, "ranges", false, "print every range, finished or interrupted: who searched what, and when")
 	cmd.Flags().IntVar(&o.threads, "threads", 1, "search threads of --recheck")
 	return cmd
 }
@@ -261,7 +261,7 @@ func (o *auditOptions) replay(ctx context.Context, out *printer, s source, known
 	if tell != nil {
 		options.Visit = tell.event
 		if o.ranges {
-			options.Searched = tell.searched
+			options.Searched, options.Interrupted = tell.searched, tell.interrupted
 		}
 	}
 	err = s.shown(out, "replayed").read(ctx, func(p pass) error {

@@ -340,7 +340,7 @@ const tellingShare = 0.1
 
 // String is one row for people.
 func (m minerAuditView) String() string {
-	text := fmt.Sprintf("%s: %d %s, %s hashes, %d %s", m.Name, m.Ranges, plural(m.Ranges, "range"), count(m.Nonces), m.Solutions,
+	text := fmt.Sprintf("%s: %d %s of %s nonces, %d %s", m.Name, m.Ranges, plural(m.Ranges, "range"), count(m.Nonces), m.Solutions,
 		plural(m.Solutions, "solution"))
 	if m.Strikes > 0 {
 		text += fmt.Sprintf(", %d %s", m.Strikes, plural(m.Strikes, "strike"))

@@ -67,6 +67,18 @@ func (s *story) searched(r audit.Searched) error {
 	return nil
 }
 
+func (s *story) interrupted(r audit.Interrupted) error {
+	view := interruptedView{eventAt: at("range_interrupted", r.At), Job: r.JobID, Round: r.Round, GrantID: r.GrantID, Miner: r.Miner,
+		First: r.Nonces.First, Last: r.Nonces.Last, Reason: r.Reason, GrantedIndex: r.Granted.Index, GrantedAt: r.Granted.UnixMilli}
+	took := span(r.Granted.UnixMilli, r.At.UnixMilli)
+	what := fmt.Sprintf("granted to %s, interrupted after %s (%s)", r.Miner, took, r.Reason)
+	if r.Reason == audit.InterruptedBySolution {
+		what = fmt.Sprintf("searched by %s in %s up to a solution", r.Miner, took)
+	}
+	s.print(view, fmt.Sprintf("%s  range    %s of job %d %s", view.clock(), r.Nonces, r.JobID, what))
+	return nil
+}
+
 // eventAt is what all events of an audit share.
 type eventAt struct {
 	Event  string `json:"event"`
@@ -162,6 +174,18 @@ type (
 		GrantedIndex uint64  `json:"granted_index"`
 		GrantedAt    uint64  `json:"granted_unix_ms"`
 	}
+	interruptedView struct {
+		eventAt
+		Job          uint64 `json:"job"`
+		Round        uint32 `json:"round"`
+		GrantID      uint64 `json:"grant_id"`
+		Miner        string `json:"miner"`
+		First        uint64 `json:"first"` // of what was left
+		Last         uint64 `json:"last"`
+		Reason       string `json:"reason"` // solution (its own), solved, closed, or why it was taken back
+		GrantedIndex uint64 `json:"granted_index"`
+		GrantedAt    uint64 `json:"granted_unix_ms"`
+	}
 	jobAuditView struct {
 		eventAt                        // of the verdict, or of the close
 		Job             uint64         `json:"job"`
@@ -191,7 +215,8 @@ type (
 		Below           *coverageView  `json:"chunks_below_solution,omitempty"`
 		Chunks          coverageView   `json:"chunks"`
 		Ranges          uint64         `json:"ranges"`
-		Hashes          uint64         `json:"hashes"`
+		Hashes          uint64         `json:"hashes"`             // at least: without those of interrupted grants
+		Interrupted     uint64         `json:"grants_interrupted"` // without the solution's
 		DurationMS      uint64         `json:"duration_ms"`
 		Regrants        []regrantCount `json:"regrants"`
 		ChunksTakenBack uint64         `json:"chunks_revoked"`
@@ -270,7 +295,7 @@ func viewJob(j *audit.Job) jobAuditView {
 	v := jobAuditView{eventAt: at("job_closed", j.Closed), Job: j.ID, Height: j.Height, PreviousHash: j.Previous.String(),
 		Bits: j.Bits, Timestamp: j.Timestamp, Rounds: j.Rounds, FirstNonce: j.Nonces.First, LastNonce: j.Nonces.Last,
 		ChunkSize: j.ChunkSize, OpenedIndex: j.Opened.Index, OpenedAt: j.Opened.UnixMilli, Detail: j.Detail,
-		Submissions: j.Submissions, SubmittedIndex: j.Submitted.Index, SubmittedAt: j.Submitted.UnixMilli, Chunks: coverageView(j.Searched), Ranges: j.Ranges, Hashes: j.Hashes,
+		Submissions: j.Submissions, SubmittedIndex: j.Submitted.Index, SubmittedAt: j.Submitted.UnixMilli, Chunks: coverageView(j.Searched), Ranges: j.Ranges, Hashes: j.Hashes, Interrupted: j.Interrupted,
 		ChunksTakenBack: j.Revoked, Regrants: regrantCounts(j.Regrants[:]), Miners: []shareView{}}
 	if end := j.End(); end > j.Start() {
 		v.DurationMS = end - j.Start()
@@ -312,8 +337,11 @@ func (v jobAuditView) String() string {
 			fmt.Fprintf(&out, " (%s)", v.Detail)
 		}
 	}
-	fmt.Fprintf(&out, "\n%14s%s, %s hashes in %d %s", "", (time.Duration(v.DurationMS) * time.Millisecond).Round(time.Millisecond),
-		count(v.Hashes), v.Ranges, plural(v.Ranges, "range"))
+	fmt.Fprintf(&out, "\n%14s%s, %s%s hashes in %d %s", "", (time.Duration(v.DurationMS) * time.Millisecond).Round(time.Millisecond),
+		choose(v.Hash == "" && v.Interrupted == 0, "", "at least "), count(v.Hashes), v.Ranges, plural(v.Ranges, "range"))
+	if v.Interrupted > 0 {
+		fmt.Fprintf(&out, "; %d %s interrupted, whose hashes are not known", v.Interrupted, plural(v.Interrupted, "grant"))
+	}
 	if v.Rounds > 0 {
 		fmt.Fprintf(&out, ", timestamp rolled %d %s", v.Rounds, plural(uint64(v.Rounds), "time"))
 	}

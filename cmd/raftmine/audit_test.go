@@ -506,17 +506,17 @@ func TestRowsOfServersReadWell(t *testing.T) {
 func TestRowsOfMinersReadWell(t *testing.T) {
 	p := -0.5
 	for want, m := range map[string]minerAuditView{
-		"m: 1 range, 100 hashes, 1 solution, 1 strike; its receipts are too few to say what it searched (p = 1)": {Name: "m", Ranges: 1, Nonces: 100, Solutions: 1,
+		"m: 1 range of 100 nonces, 1 solution, 1 strike; its receipts are too few to say what it searched (p = 1)": {Name: "m", Ranges: 1, Nonces: 100, Solutions: 1,
 			Strikes: 1, workShareView: &workShareView{1, 0, 6.5}},
-		"m: 20 ranges, 100 hashes, 0 solutions, 2 strikes; its receipts fit an honest miner's (p = 0.1), and say at least 54 % of the work (95 times of 100) if it searched the same share of each range": {Name: "m",
+		"m: 20 ranges of 100 nonces, 0 solutions, 2 strikes; its receipts fit an honest miner's (p = 0.1), and say at least 54 % of the work (95 times of 100) if it searched the same share of each range": {Name: "m",
 			Ranges: 20, Nonces: 100, Strikes: 2, LogPValue: -1, workShareView: &workShareView{0.8, 0.549, 1.1}},
-		"m: 0 ranges, 0 hashes, 0 solutions": {Name: "m"},
-		"m: 3 ranges, 9 hashes, 0 solutions; 3 ranges cannot have been searched: IMPLAUSIBLE since record 7, after 1 range": {Name: "m", Ranges: 3,
+		"m: 0 ranges of 0 nonces, 0 solutions": {Name: "m"},
+		"m: 3 ranges of 9 nonces, 0 solutions; 3 ranges cannot have been searched: IMPLAUSIBLE since record 7, after 1 range": {Name: "m", Ranges: 3,
 			Nonces: 9, Impossible: 3, LogPValue: -99, Implausible: true, FlaggedIndex: 7, FlaggedAfter: 1},
-		"m: 8 ranges, 9 hashes, 0 solutions; 1 range cannot have been searched; its other receipts fit an honest miner's (p = 0.32), and say at least 40 % of the work (95 times of 100) if it searched the same share of each range: IMPLAUSIBLE since record 7, after 5 ranges": {Name: "m",
+		"m: 8 ranges of 9 nonces, 0 solutions; 1 range cannot have been searched; its other receipts fit an honest miner's (p = 0.32), and say at least 40 % of the work (95 times of 100) if it searched the same share of each range: IMPLAUSIBLE since record 7, after 5 ranges": {Name: "m",
 			Ranges: 8, Nonces: 9, Impossible: 1, LogPValue: -99, OthersPValue: &p, workShareView: &workShareView{1, 0.4, 2},
 			Implausible: true, FlaggedIndex: 7, FlaggedAfter: 5},
-		"m: 99 ranges, 9 hashes, 0 solutions; its receipts say 50 % of the work (40 to 60 %) if it searched the same share of each range, an honest miner's are this bad or worse with p = 10^-12": {Name: "m",
+		"m: 99 ranges of 9 nonces, 0 solutions; its receipts say 50 % of the work (40 to 60 %) if it searched the same share of each range, an honest miner's are this bad or worse with p = 10^-12": {Name: "m",
 			Ranges: 99, Nonces: 9, LogPValue: -12, workShareView: &workShareView{0.5, 0.4, 0.6}},
 	} {
 		if got := m.String(); got != want {

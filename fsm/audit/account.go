@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -313,6 +314,36 @@ func (a *auditor) hold(grant held) {
 	grant.miner.grants = append(grant.miner.grants, own)
 }
 
+// interrupt tells of a grant that was not finished.
+func (a *auditor) interrupt(own *held, why string) {
+	if a.o.Interrupted != nil && a.err == nil {
+		a.err = a.o.Interrupted(Interrupted{JobID: a.job.ID, Round: a.job.Rounds, GrantID: own.id, Miner: own.miner.Name,
+			Nonces: own.left, Reason: why, Granted: own.granted, At: a.at})
+	}
+}
+
+// interruptAll tells of all grants that are held when the job is over, in the order of their nonces. solved is the one
+// that solved it, nil when none did.
+func (a *auditor) interruptAll(why string, solved *held) {
+	if a.o.Interrupted == nil {
+		return
+	}
+	var all []*held
+	for _, row := range a.miners {
+		if row.job == a.report.Jobs {
+			all = append(all, row.grants...)
+		}
+	}
+	slices.SortFunc(all, func(x, y *held) int { return cmp.Compare(x.left.First, y.left.First) })
+	for _, own := range all {
+		if own == solved {
+			a.interrupt(own, InterruptedBySolution)
+		} else {
+			a.interrupt(own, why)
+		}
+	}
+}
+
 // drop forgets a grant of which nothing is left.
 func (a *auditor) drop(own *held) {
 	a.held--
@@ -347,6 +378,8 @@ func (a *auditor) solve(c fsm.Solve, done bool) {
 	share.Nonces += c.Nonce - own.left.First + 1
 	share.LastUnixMilli = a.at.UnixMilli
 	own.miner.Solutions++
+	job.Interrupted += uint64(a.held - 1)
+	a.interruptAll(InterruptedSolved, own)
 	job.Below, job.Searched = a.part.below(c.Nonce), a.part.below(0)
 	if job.Below.Gaps > 0 {
 		a.wrong(KindPartition, "%d chunks below the solution %d of job %d were never granted", job.Below.Gaps, c.Nonce, job.ID)
@@ -363,6 +396,8 @@ func (a *auditor) release(c fsm.Release) {
 				continue
 			}
 			a.part.set(own.left, stretch{owner: returned, miner: row.number, why: reason(c.Reason)})
+			a.job.Interrupted++
+			a.interrupt(own, c.Reason.String())
 			a.drop(own)
 			row.share.GrantsTakenBack++
 			back++
@@ -457,6 +492,8 @@ func (a *auditor) closeJob(c fsm.CloseJob) {
 		a.wrong(KindJob, "job %d is closed, and is not open", c.JobID)
 		return
 	}
+	a.job.Interrupted += uint64(a.held)
+	a.interruptAll(InterruptedClosed, nil)
 	a.job.Closed, a.job.Detail, a.job.Searched = a.at, c.Reason, a.part.below(0)
 	a.report.Stale++
 	a.phase, a.jobMoved = fsm.PhaseClosed, true

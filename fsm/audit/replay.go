@@ -23,8 +23,9 @@ type Options struct {
 	// EndsAt is asked once, after the last record, for the head that the source itself says it ends with.
 	EndsAt func() (Head, bool)
 
-	Visit    func(Event) error
-	Searched func(Searched) error // each finished range
+	Visit       func(Event) error
+	Searched    func(Searched) error    // each finished range
+	Interrupted func(Interrupted) error // each grant that was not finished
 }
 
 // Live is the digest of a running server's state after the record with that index.

@@ -65,6 +65,79 @@ func TestHonestHistoryHolds(t *testing.T) {
 	}
 }
 
+// TestEveryGrantIsToldToItsEnd: each is finished to its last nonce or interrupted, once, but for those of a job that is not
+// over. So who searched what is told of the interrupted ones too, and each job counts them.
+func TestEveryGrantIsToldToItsEnd(t *testing.T) {
+	reasons := make(map[string]int)
+	for seed, made := range turns {
+		w := made(t)
+		type grant struct {
+			miner string
+			last  uint64
+		}
+		open, state := make(map[uint64]grant), fsm.New()
+		for _, r := range w.records {
+			result, err := state.Apply(r.Index, r.Term, r.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, o := range result.Outcomes {
+				if o.Code == fsm.Done && o.Grant.ID != 0 {
+					open[o.Grant.ID] = grant{o.Grant.Miner, o.Grant.Nonces.Last}
+				}
+			}
+		}
+		ended := func(id uint64, g grant) {
+			if open[id] != g {
+				t.Errorf("seed %d: grant %d ends as %v, and was %v", seed, id, g, open[id])
+			}
+			delete(open, id)
+		}
+		told, counted := make(map[uint64]uint64), make(map[uint64]uint64)
+		report := replay(t, w.records, Options{
+			Searched: func(s Searched) error {
+				if s.Nonces.Last == open[s.GrantID].last {
+					ended(s.GrantID, grant{s.Miner, s.Nonces.Last})
+				}
+				return nil
+			},
+			Interrupted: func(i Interrupted) error {
+				reasons[i.Reason]++
+				ended(i.GrantID, grant{i.Miner, i.Nonces.Last})
+				if i.Reason != InterruptedBySolution {
+					told[i.JobID]++
+				}
+				return nil
+			},
+			Visit: func(e Event) error {
+				if e, ok := e.(JobEnded); ok {
+					counted[e.Job.ID] = e.Job.Interrupted
+				}
+				return nil
+			},
+		})
+		if report.OpenJob != nil {
+			counted[report.OpenJob.ID] = report.OpenJob.Interrupted
+		}
+		for id, n := range counted {
+			if told[id] != n {
+				t.Errorf("seed %d: job %d counts %d interrupted grants, %d are told", seed, id, n, told[id])
+			}
+		}
+		for g := range state.Grants() { // of the job that is not over
+			delete(open, g.ID)
+		}
+		if len(open) != 0 {
+			t.Errorf("seed %d: never ended: %v", seed, open)
+		}
+	}
+	for _, reason := range []string{InterruptedBySolution, InterruptedSolved, InterruptedClosed, fsm.ReleaseLeft.String(), fsm.ReleaseRefused.String()} {
+		if reasons[reason] == 0 {
+			t.Errorf("none was interrupted because of %q: %v", reason, reasons)
+		}
+	}
+}
+
 func TestHistoriesTakeEveryTurn(t *testing.T) {
 	var sum Report
 	for _, made := range turns {

@@ -151,11 +151,14 @@ type Job struct {
 	Below    Coverage // of the chunks below the solution's, at that moment
 	Searched Coverage // of all chunks of the last round, when the job was solved or closed
 	Ranges   uint64   // finished, over all rounds
-	Hashes   uint64   // nonces of them, and the solution's range up to its nonce
-	Regrants [revoked]Regrant
-	Revoked  uint64  // chunks
-	Shares   []Share // by miner
-	shares   []*Share
+	Hashes   uint64   // nonces of them, and the solution's range up to its nonce; see Interrupted
+	// Interrupted is how many grants were not finished when the job was over or they were taken back, without the
+	// solution's own. What was hashed of them is not known, and not in Hashes.
+	Interrupted uint64
+	Regrants    [revoked]Regrant
+	Revoked     uint64  // chunks
+	Shares      []Share // by miner
+	shares      []*Share
 }
 
 // Solution is where and by whom a job was solved.
@@ -276,6 +279,25 @@ type Searched struct {
 	Excess   float64  // see Excess
 	Granted  Place
 	Finished Place
+}
+
+// Why a grant was interrupted, beside the reasons of a fsm.Release.
+const (
+	InterruptedBySolution = "solution" // its own
+	InterruptedSolved     = "solved"   // by another grant
+	InterruptedClosed     = "closed"   // the job, without a solution
+)
+
+// Interrupted is a grant that was not finished.
+type Interrupted struct {
+	JobID   uint64
+	Round   uint32
+	GrantID uint64
+	Miner   string
+	Nonces  pow.Range // what was left of it; nobody knows how much of that was hashed, but up to the solution of its own
+	Reason  string
+	Granted Place
+	At      Place
 }
 
 // sortedMiners returns the rows by name.
