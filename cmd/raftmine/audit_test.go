@@ -243,11 +243,11 @@ func TestWrongAuditsSayWhatIsWrong(t *testing.T) {
 		{[]string{"proof", "1"}, exitUsage, "--data-dir"},
 		{[]string{"proof", "x", "--data-dir", dir}, exitUsage, `height "x"`},
 		{[]string{"proof", "1", "--data-dir", dir}, exitFailed, "holds no history"},
-		{[]string{"proof", "--verify", file}, exitFailed, "proof does not hold"},
+		{[]string{"proof", "--verify", file}, exitFailed, "it is no proof"},
 		{[]string{"proof", "--verify", file, "--known", "5:x"}, exitUsage, `--known "5:x"`},
 		{[]string{"proof", "1", "--data-dir", dir, "--known", "5:" + strings.Repeat("0", 64)}, exitUsage, "with --verify"},
-		{[]string{"proof", "--verify", empty}, exitFailed, "proof does not hold"},
-		{[]string{"proof", "--verify", zeros}, exitFailed, "proof does not hold"},
+		{[]string{"proof", "--verify", empty}, exitFailed, "it is no proof: it is empty"},
+		{[]string{"proof", "--verify", zeros}, exitFailed, "it is no proof"},
 		{[]string{"proof", "--verify", file, "--data-dir", dir}, exitUsage, "without --data-dir and --file"},
 		{[]string{"proof", "--verify", file, "--file", filepath.Join(dir, "out")}, exitUsage, "without --data-dir and --file"},
 		{[]string{"proof", "--verify", filepath.Join(dir, "none")}, exitFailed, "no such file"},
@@ -484,6 +484,41 @@ func TestHelpOfProofsNamesWhatTheyDoNotProve(t *testing.T) {
 	for _, name := range []string{"head ", "number of records", "grant_first, grant_last", "(the grant's record and command)"} {
 		if !strings.Contains(unproved, name) {
 			t.Errorf("no %q in\n%s", name, help)
+		}
+	}
+}
+
+// TestWhatIsNoProofIsNamed: an error from inside of another file helps nobody.
+func TestWhatIsNoProofIsNamed(t *testing.T) {
+	proof, err := os.ReadFile(filepath.Join("..", "..", "testdata", "audit", "v1.proof.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	export, err := os.ReadFile(goldenExport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const none = "it is no proof\nhint: "
+	for name, row := range map[string]struct {
+		content []byte
+		says    string
+	}{
+		"an export":         {export, "it is no proof, but an export of a history\nhint: "},
+		"empty":             {nil, "it is no proof: it is empty\nhint: "},
+		"a server.json":     {[]byte(`{"format":1,"request_id":"x"}`), none},
+		"another text":      {[]byte("hello\n"), none},
+		"a list":            {[]byte("[1]"), none},
+		"no role":           {bytes.Replace(proof, []byte(`"role": "grant"`), []byte(`"role": ""`), 1), `has the role "", want "grant"` + "\n"},
+		"a cut proof":       {proof[:len(proof)/2], "proof does not hold: unexpected EOF\n"},
+		"more after it":     {append(slices.Clone(proof), "{}"...), "proof does not hold: there is more after it\n"},
+		"of a newer format": {bytes.Replace(proof, []byte(`"version": 1`), []byte(`"version": 2`), 1), "this software reads \"raftmine block proof\" of version 1\n"},
+	} {
+		path := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(path, row.content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if code, stdout, stderr := command(t, "proof", "--verify", path); code != exitFailed || stdout != "" || !strings.Contains(stderr, row.says) {
+			t.Errorf("%s: exit code %d, said %q, want %q", name, code, stderr, row.says)
 		}
 	}
 }

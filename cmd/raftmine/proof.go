@@ -180,7 +180,11 @@ func verifyProof(cmd *cobra.Command, out *printer, path, known string) error {
 	defer file.Close()
 	view, head, err := verifiedProof(file)
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		err = fmt.Errorf("%s: %w", path, err)
+		if errors.Is(err, audit.ErrNoProof) {
+			err = hinted(err, "\"raftmine proof\" writes one, and \"raftmine audit\" verifies a history")
+		}
+		return err
 	}
 	if known != "" && head != trusted {
 		return hinted(fmt.Errorf("%s: it proves something of the history with tree %d:%s, which is not the known head", path, head.Records,

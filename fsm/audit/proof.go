@@ -217,11 +217,37 @@ func VerifyProof(r io.Reader) (*BlockProof, error) {
 	if len(text) > maxProofSize {
 		return nil, fmt.Errorf("it is larger than %d bytes: %w", maxProofSize, ErrBadProof)
 	}
+	if err := meant(text); err != nil {
+		return nil, err
+	}
 	proof, err := parseProof(text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadProof, err)
 	}
 	return proof, proof.Verify()
+}
+
+// noProof says what it is that is no proof.
+type noProof string
+
+func (e noProof) Error() string        { return ErrNoProof.Error() + string(e) }
+func (e noProof) Is(target error) bool { return target == ErrNoProof || target == ErrBadProof }
+
+// meant returns an error when text is not meant as a proof of a block: what is wrong with it inside says nothing then.
+func meant(text []byte) error {
+	var file struct {
+		Format any `json:"format"`
+	}
+	err := json.NewDecoder(bytes.NewReader(text)).Decode(&file) // of an export: its first line
+	switch {
+	case startsAs(text, proofFormat) || err == nil && file.Format == proofFormat:
+		return nil
+	case len(bytes.TrimSpace(text)) == 0:
+		return noProof(": it is empty")
+	case file.Format == exportFormat:
+		return noProof(", but an export of a history")
+	}
+	return noProof("")
 }
 
 func parseProof(text []byte) (*BlockProof, error) {
@@ -286,7 +312,7 @@ func (p *BlockProof) verify() error {
 	commands, entries := make(map[string]fsm.Command, len(roles)), make([]fsm.Entry, len(roles))
 	for i, r := range p.Records {
 		if r.Role != roles[i] {
-			return fmt.Errorf("record %d is the %s, want the %s", r.Number, r.Role, roles[i])
+			return fmt.Errorf("record %d has the role %q, want %q", r.Number, r.Role, roles[i])
 		}
 		if err := CheckInclusion(r.Path, p.Head, r.Number, r.Record); err != nil {
 			return err

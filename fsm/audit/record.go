@@ -19,6 +19,8 @@ var (
 	ErrBadExport = errors.New("not a readable export")
 	// ErrBadProof: a proof does not prove what it says.
 	ErrBadProof = errors.New("proof does not hold")
+	// ErrNoProof: the file is not even meant as a proof. It is an ErrBadProof too.
+	ErrNoProof = errors.New("it is no proof")
 	// ErrInterrupted: the source could not be read to its end, for a reason that says nothing about the history.
 	ErrInterrupted = errors.New("history could not be read")
 	// ErrNotFound: the history has no such record or block.
