@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"raftmine/fsm/audit"
 	"raftmine/fsm/pow"
@@ -389,8 +391,13 @@ func mayExport(path string) error {
 	})
 }
 
-// mayReplace reports whether a file may be written at path: there is none, an empty one, or one that is read as another of its kind.
+// mayReplace reports whether a file may be written at path: there is none, an empty one, or one that is read as another of its
+// kind, in a folder that takes another file. What is to be written may take long to make.
 func mayReplace(path, kind string, read func(io.Reader) error) error {
+	folder := filepath.Dir(path)
+	if err := unix.Access(folder, unix.W_OK|unix.X_OK); err != nil {
+		return hinted(fmt.Errorf("the folder %s: %w", folder, err), "choose a file in a folder that is there and can be written to")
+	}
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

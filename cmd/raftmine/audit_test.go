@@ -327,6 +327,14 @@ func TestExportTakesThePlaceOfNothingElse(t *testing.T) {
 			t.Errorf("%s was changed: %v, %v", path, after, err)
 		}
 	}
+	for _, path := range []string{filepath.Join(dir, "missing", "x"), filepath.Join(log, "x")} {
+		for _, args := range [][]string{{"audit", goldenExport, "--export", path}, {"proof", "1", "--data-dir", goldenExport, "--file", path}} {
+			code, stdout, stderr := command(t, args...)
+			if code != exitFailed || stdout != "" || !strings.Contains(stderr, path+": the folder "+filepath.Dir(path)+": ") || !strings.Contains(stderr, "\nhint: ") {
+				t.Errorf("%v: exit code %d, said %q, printed %q", args, code, stderr, stdout)
+			}
+		}
+	}
 	if err := mayExport(empty); err != nil {
 		t.Errorf("an empty file, as mktemp makes it: %v", err)
 	}
