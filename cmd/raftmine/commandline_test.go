@@ -23,7 +23,11 @@ func TestWrongCommandLinesSayWhatIsWrong(t *testing.T) {
 		says string
 	}{
 		{"run --servers 0", exitUsage, "--servers 0: want 1 to 15"},
-		{"run --servers two", exitUsage, `invalid argument "two"`},
+		{"run --servers two", exitUsage, `invalid argument "two" for "--servers" flag: want a whole number`},
+		{"run --respawn=perhaps", exitUsage, `want true or false`},
+		{"proof --record -1", exitUsage, `invalid argument "-1" for "--record" flag: want a whole number from 0 on`},
+		{"audit --at 99999999999999999999", exitUsage, `want a whole number from 0 on, and not so large a one`},
+		{"audit --recheck half", exitUsage, `invalid argument "half" for "--recheck" flag: want a number`},
 		{"run --miners -1", exitUsage, "--miners -1"},
 		{"run --zeros 65", exitUsage, "--zeros 65"},
 		{"run --block-time -1s", exitUsage, "--block-time -1s"},
@@ -288,8 +292,18 @@ func TestEnvironmentVariablesStandForFlags(t *testing.T) {
 		t.Errorf("a flag does not win over its variable: exit code %d, said %q", code, stderr)
 	}
 	t.Setenv("RAFTMINE_MINERS", "many")
-	if code, _, stderr := command(t, "run"); code != exitUsage || !strings.Contains(stderr, "RAFTMINE_MINERS") {
+	if code, _, stderr := command(t, "run"); code != exitUsage || !strings.Contains(stderr, "RAFTMINE_MINERS") || strings.Contains(stderr, "strconv") {
 		t.Errorf("exit code %d, said %q", code, stderr)
+	}
+	t.Setenv("RAFTMINE_LISTEN", "10.1.2.3:80")
+	if code, _, stderr := command(t, "server"); code != exitUsage ||
+		!strings.HasSuffix(stderr, "\nhint: that is from the environment variable RAFTMINE_LISTEN; use 127.0.0.1, or add --insecure on a network where every machine is trusted\n") {
+		t.Errorf("a hint of its own is lost: exit code %d, said %q", code, stderr)
+	}
+	t.Setenv("RAFTMINE_WEB_SERVICE", "ftp://x")
+	if code, _, stderr := command(t, "server", "--listen", "127.0.0.1:0"); code != exitUsage || !strings.HasPrefix(stderr, "raftmine: --web-service: ") ||
+		!strings.Contains(stderr, "environment variable RAFTMINE_WEB_SERVICE") {
+		t.Errorf("an error with a colon: exit code %d, said %q", code, stderr)
 	}
 }
 

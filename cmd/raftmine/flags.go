@@ -48,12 +48,32 @@ func flagsFromEnvironment(cmd *cobra.Command) error {
 			return
 		}
 		if err := cmd.Flags().Set(flag.Name, value); err != nil {
-			failed = fmt.Errorf("environment variable %s: %w", environmentVariable(flag.Name), err)
+			failed = fmt.Errorf("environment variable %s: %w", environmentVariable(flag.Name), wantedNumber(err))
 			return
 		}
 		flag.Annotations = map[string][]string{annotationEnvironment: nil}
 	})
 	return failed
+}
+
+// wantedNumber says of a flag's value that cannot be parsed which number it wants, in place of which function failed.
+func wantedNumber(err error) error {
+	var invalid *pflag.InvalidValueError
+	var number *strconv.NumError
+	if !errors.As(err, &invalid) || !errors.As(err, &number) {
+		return err
+	}
+	want := "a number"
+	switch kind := invalid.GetFlag().Value.Type(); {
+	case kind == "bool":
+		want = "true or false"
+	case strings.HasPrefix(kind, "uint"):
+		want = "a whole number from 0 on"
+	case strings.HasPrefix(kind, "int"):
+		want = "a whole number"
+	}
+	said, _, _ := strings.Cut(err.Error(), ": strconv.")
+	return fmt.Errorf("%s: want %s%s", said, want, choose(errors.Is(number, strconv.ErrRange), ", and not so large a one", ""))
 }
 
 const annotationEnvironment = "raftmine_environment"
@@ -67,7 +87,8 @@ func fromEnvironment(cmd *cobra.Command, flag string) bool {
 // variableBlamed returns the environment variable that gave a flag the value which an error complains of; empty: none did.
 func variableBlamed(cmd *cobra.Command, said string) (variable string) {
 	cmd.Flags().Visit(func(flag *pflag.Flag) {
-		if strings.HasPrefix(said, "--"+flag.Name+" ") && fromEnvironment(cmd, flag.Name) {
+		rest, begins := strings.CutPrefix(said, "--"+flag.Name)
+		if begins && (strings.HasPrefix(rest, " ") || strings.HasPrefix(rest, ":")) && fromEnvironment(cmd, flag.Name) {
 			variable = environmentVariable(flag.Name)
 		}
 	})

@@ -76,7 +76,9 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		said, hint = before, "did you mean "+strings.Join(strings.Fields(names), " or ")+"?"
 	}
 	if variable := variableBlamed(cmd, said); variable != "" {
-		hint = "that is from the environment variable " + variable
+		said := "that is from the environment variable " + variable
+		var own hintedError
+		hint = choose(errors.As(err, &own), said+"; "+hint, said)
 	}
 	fmt.Fprintf(stderr, "raftmine: %s\n", oneLine(said))
 	if hint != "" {
@@ -104,7 +106,7 @@ Every flag can also be given by the environment variable RAFTMINE_<FLAG>, such a
 	root.PersistentFlags().StringP("output", "o", "text", "how to print: text or json")
 	root.PersistentFlags().String("environment", "", "folder in which running processes find each other (default: a per-user folder)")
 	root.PersistentFlags().String("log-level", "warn", "what to log on standard error: debug, info, warn or error")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{wantedNumber(err)} })
 	root.AddCommand(newRunCommand(), newServerCommand(), newMinerCommand(), newWebServiceCommand(),
 		newStatusCommand(), newWatchCommand(), newBlocksCommand(), newEnvCommand(), newDrillCommand(), newBenchCommand(), newAuditCommand(), newProofCommand())
 	root.InitDefaultHelpFlag() // before cobra looks for the command: else it takes what follows --help for one
