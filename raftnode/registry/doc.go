@@ -18,7 +18,8 @@
 //     its name; a temporary file that is swept away in that moment is written again.
 //   - A dead entry stays as long as its sweeper wants it: it may be all that leads to a data directory elsewhere.
 //   - Find, for who only looks, makes nothing.
-//   - A damaged file changes nothing for the others: it is reported by name while its process lives, and swept after.
+//   - A damaged file changes nothing for the others: it is reported by name while its process lives, and swept after. One that
+//     cannot be read is reported as long as it is there.
 //
 // The folder must be on a local file system. Its owner alone may write to it.
 package registry

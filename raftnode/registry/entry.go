@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	// ErrDamaged: an entry file cannot be understood. The error that wraps it names the file.
+	// ErrDamaged: an entry file cannot be read or understood. The error that wraps it names the file.
 	ErrDamaged = errors.New("damaged environment entry")
 	// ErrRemoved: the entry was removed before.
 	ErrRemoved = errors.New("environment entry was removed")
@@ -202,8 +202,8 @@ func unpin(file *os.File) {
 }
 
 // Entries returns the entries of live processes: servers by id, those without one yet last, then web services by start.
-// When the file of a live process cannot be understood, the others are returned all the same, together with an error
-// that wraps ErrDamaged and names the file: that process may well be a server.
+// When the file of a live process cannot be understood, or one cannot be read at all, the others are returned all the same,
+// together with an error that wraps ErrDamaged and names the file: that process may well be a server.
 func (e *Environment) Entries() ([]Entry, error) {
 	names, err := e.names()
 	if err != nil {
@@ -281,24 +281,26 @@ const (
 type found struct {
 	state   state
 	entry   Entry
-	damage  error // the file cannot be understood; entry is zero
+	damage  error // the file cannot be read or understood; entry is zero
 	removed bool
 }
 
 // inspect finds out whether the file's process lives, and removes the file if it is dead and remove says so. Remove is not
-// asked about what cannot be understood; nil removes nothing.
+// asked about what cannot be understood; nil removes nothing. A file that cannot be read may be that of a live process.
 func (e *Environment) inspect(name string, remove func(Entry) bool) (found, error) {
 	path := filepath.Join(e.entriesDir(), name)
 	for range attempts {
-		file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		file, err := openEntry(path)
 		switch {
 		case errors.Is(err, os.ErrNotExist):
 			return found{state: stateGone}, nil
 		case errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EOPNOTSUPP):
 			// A symbolic link or a socket: no process of ours made it.
 			return found{state: stateLive, damage: damage(path, errNotAFile)}, nil
-		case err != nil:
+		case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE): // it says nothing about the file
 			return found{}, fmt.Errorf("read environment entry: %w", err)
+		case err != nil:
+			return unreadable(path, err), nil
 		}
 		result, again, err := inspectOpen(file, path, remove)
 		_ = file.Close()
@@ -309,16 +311,26 @@ func (e *Environment) inspect(name string, remove func(Entry) bool) (found, erro
 	return found{}, fmt.Errorf("read environment entry %s: it was replaced %d times meanwhile", path, attempts)
 }
 
+// openEntry is replaced by tests: whom a file's permissions stop is not root.
+var openEntry = func(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+}
+
+func unreadable(path string, err error) found {
+	return found{state: stateLive, damage: fmt.Errorf("%w %s: %w; make it readable, or remove it when its process (pid %s) is gone", ErrDamaged,
+		path, reason(err), pidOf(path))}
+}
+
 // inspectOpen wants to be called again when the file was replaced by its publisher.
 func inspectOpen(file *os.File, path string, remove func(Entry) bool) (result found, again bool, err error) {
 	if info, err := file.Stat(); err != nil {
-		return found{}, false, fmt.Errorf("read environment entry: %w", err)
+		return unreadable(path, err), false, nil
 	} else if !info.Mode().IsRegular() {
 		return found{state: stateLive, damage: damage(path, errNotAFile)}, false, nil
 	}
 	free, err := tryFlock(file, unix.LOCK_SH)
 	if err != nil {
-		return found{}, false, fmt.Errorf("flock %s: %w", path, err)
+		return unreadable(path, fmt.Errorf("flock: %w", err)), false, nil
 	}
 	result.state = stateLive
 	if free {
@@ -346,11 +358,16 @@ var errNotAFile = errors.New("not a regular file")
 func damage(path string, err error) error {
 	advice := "remove it" // no process of ours made it
 	if !errors.Is(err, errNotAFile) {
-		_, pid, _ := strings.Cut(filepath.Base(path), "-")
-		pid, _, _ = strings.Cut(pid, "-")
-		advice = fmt.Sprintf("start its process (pid %s) again, so that others find it", pid)
+		advice = fmt.Sprintf("start its process (pid %s) again, so that others find it", pidOf(path))
 	}
 	return fmt.Errorf("%w %s: %w; %s", ErrDamaged, path, err, advice)
+}
+
+// pidOf returns the process id in an entry's name.
+func pidOf(path string) string {
+	_, pid, _ := strings.Cut(filepath.Base(path), "-")
+	pid, _, _ = strings.Cut(pid, "-")
+	return pid
 }
 
 func read(file *os.File) (Entry, error) {

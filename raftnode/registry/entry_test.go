@@ -347,6 +347,41 @@ func TestThingsThatAreNoFilesAreNamedAndLeftAlone(t *testing.T) {
 	}
 }
 
+// TestUnreadableEntryChangesNothingForTheOthers: whatever keeps it from being read. It is named with what to do, and left alone.
+func TestUnreadableEntryChangesNothingForTheOthers(t *testing.T) {
+	for _, cause := range []error{unix.EACCES, unix.EIO, unix.ESTALE} {
+		e := open(t)
+		good, err := e.Publish(serverEntry(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(e.entriesDir(), "server-99-secret.json")
+		if err := os.WriteFile(path, []byte("{}"), 0o000); err != nil {
+			t.Fatal(err)
+		}
+		really := openEntry
+		openEntry = func(wanted string) (*os.File, error) {
+			if wanted == path {
+				return nil, &os.PathError{Op: "open", Path: path, Err: cause}
+			}
+			return really(wanted)
+		}
+		entries, err := e.Entries()
+		mustBe(t, err, ErrDamaged, path, cause.Error(), "pid 99")
+		if fmt.Sprint(ids(entries)) != "[1]" || !errors.Is(err, cause) || strings.Count(err.Error(), path) != 1 {
+			t.Errorf("entries %v (%v), want the good one", entries, err)
+		}
+		if removed, err := e.Sweep(nil); err != nil || len(removed) != 0 {
+			t.Errorf("sweep removed %v (%v)", removed, err)
+		}
+		openEntry = really
+		if _, err := os.Lstat(path); err != nil {
+			t.Error(err)
+		}
+		_ = good.Remove()
+	}
+}
+
 func TestSweepLeavesForeignFilesAlone(t *testing.T) {
 	e := open(t)
 	foreign := []string{"notes.txt", "server.json", ".profile", "miner-1-a.json", ".other.tmp", "server-1.yaml"}
