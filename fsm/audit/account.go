@@ -136,6 +136,7 @@ func (a *auditor) takeOffice(entry *fsm.Entry, c fsm.TakeOffice, before *fsm.Hea
 		report.Takeovers++
 	}
 	a.office = c.ServerID
+	a.led[c.ServerID] = true
 	a.cell().Leader = c.ServerID
 	a.cell().Terms++
 	a.visit(event)

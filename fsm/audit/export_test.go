@@ -445,6 +445,10 @@ func TestBothVerifiersGiveTheSameVerdict(t *testing.T) {
 		bad[at] ^= 1 << rand.IntN(8)
 		rows = append(rows, row{fmt.Sprintf("byte %d is %q instead of %q", at, bad[at], file[at]), bad, 1 + bytes.Count(file[:at], []byte("\n"))})
 	}
+	// And histories that were chained anew.
+	for name, forged := range withoutBeginnings(t) {
+		rows = append(rows, row{name, exportOf(t, rechain(forged.records)), 2 + forged.found})
+	}
 	exports := make([][]byte, len(rows))
 	for i, row := range rows {
 		exports[i] = row.bad
@@ -462,6 +466,54 @@ func TestBothVerifiersGiveTheSameVerdict(t *testing.T) {
 		if strings.Contains(v.What+first.What, "\n") || v.What == "" {
 			t.Errorf("%s: want one line each: %q, %q", rows[i].name, v.What, first.What)
 		}
+	}
+}
+
+// withoutBeginnings are histories that begin, or whose terms begin, without the record that begins them, by what is missing.
+func withoutBeginnings(t *testing.T) map[string]struct {
+	records []Record
+	found   int // at this record, counted from 0
+} {
+	type forged = struct {
+		records []Record
+		found   int
+	}
+	ledBy := func(servers int) *world { // one after the other, each with two records of its own
+		w := newWorld(t, 9)
+		for range servers - 1 {
+			w.takeover(true)
+			w.commit(fsm.Strike{Miner: "a", Reason: "test"})
+		}
+		return w
+	}
+	without := func(w *world, at, found int) forged { return forged{slices.Delete(w.records, at, at+1), found} }
+	begun := func(commands ...fsm.Command) forged {
+		w := newWorld(t, 9)
+		w.records, w.state = nil, fsm.New()
+		w.commit(commands...)
+		return forged{w.records, 0}
+	}
+	open, office := fsm.OpenCluster{ClusterID: "world"}, fsm.TakeOffice{ServerID: 1}
+	return map[string]forged{
+		"the first record":                      without(ledBy(2), 0, 0),
+		"who led at first":                      begun(open),
+		"that the cluster is opened first":      begun(office, open),
+		"that another server took office":       without(ledBy(2), 1, 1),
+		"that one which led before took office": without(ledBy(4), 7, 8),
+	}
+}
+
+// TestRecordOfALeaderThatWinsAgainMayComeBeforeItsOffice: it was on its way to Raft's log while the office was lost.
+func TestRecordOfALeaderThatWinsAgainMayComeBeforeItsOffice(t *testing.T) {
+	w := newWorld(t, 9)
+	w.term++
+	w.commit(fsm.Strike{Miner: "a", Reason: "test"})
+	w.commit(fsm.TakeOffice{ServerID: 1})
+	if r := replay(t, w.records, Options{}); !r.Holds() {
+		t.Errorf("the audit says %v", r.Findings)
+	}
+	if v := python(t, exportOf(t, w.records))[0]; !v.Holds {
+		t.Errorf("the independent verifier says %+v", v)
 	}
 }
 

@@ -127,6 +127,8 @@ type auditor struct {
 
 	leader        uint64          // who proposes in the current term
 	office        uint64          // who took office last
+	led           map[uint64]bool // who took office ever
+	unled         uint64          // the last term of which it was found that nobody took office
 	wasUp         map[uint64]bool // servers, by id
 	lastUnixMilli uint64          // of the record before the current one
 
@@ -172,6 +174,7 @@ func newAuditor(o Options) *auditor {
 		state:  fsm.New(),
 		heads:  append([]Head(nil), o.Known...),
 		live:   append([]Live(nil), o.Live...),
+		led:    make(map[uint64]bool),
 		wasUp:  make(map[uint64]bool),
 		miners: make(map[string]*minerRow),
 	}
@@ -228,6 +231,7 @@ func (a *auditor) record(r Record) bool {
 	} else if entry.LeaderID != a.leader {
 		a.wrong(KindTerm, "server %d proposed it, but server %d leads in term %d", entry.LeaderID, a.leader, r.Term)
 	}
+	a.begin(&entry, &before)
 	for i, command := range entry.Commands {
 		a.at.Command = i
 		a.command(&entry, command, &applied.result.Outcomes[i], &before)
@@ -255,6 +259,29 @@ func (a *auditor) record(r Record) bool {
 		a.live = a.live[1:]
 	}
 	return true
+}
+
+// begin wants a history to begin with OpenCluster, and a term with TakeOffice. One record may come before that: a leader that
+// loses its office and wins again at once may log in the new term what it was about to log in the old one.
+func (a *auditor) begin(entry *fsm.Entry, before *fsm.Head) {
+	if before.Records == 0 && !opensCluster(entry) {
+		a.unled = a.at.Term // that follows from this
+		a.wrong(KindCluster, "the first record does not open the cluster: the one that did is missing")
+	}
+	if office := a.state.Office(); office.Term == a.at.Term || a.unled == a.at.Term ||
+		a.at.Term != before.Term && a.led[entry.LeaderID] {
+		return
+	}
+	a.unled = a.at.Term
+	a.wrong(KindTerm, "server %d proposed it before it took office in term %d", entry.LeaderID, a.at.Term)
+}
+
+func opensCluster(entry *fsm.Entry) bool {
+	if len(entry.Commands) == 0 {
+		return false
+	}
+	c, ok := entry.Commands[0].(fsm.OpenCluster)
+	return ok && c.ClusterID != ""
 }
 
 func (a *auditor) count(r Record, entry fsm.Entry) {

@@ -330,7 +330,7 @@ class State:
         self.office = {"server": 0, "term": 0, "index": 0}
         self.records = self.index = self.term = self.unix_ms = 0
         self.chain = self.block_chain = bytes(32)
-        self.leader = 0  # of the current term
+        self.leader, self.led = 0, set()  # of the current term; who took office ever
         self.servers, self.job, self.part, self.grants, self.last_grant = [], None, None, {}, 0
         self.miners, self.forgotten = {}, self.new_miner()
         self.blocks, self.accepted, self.ranges, self.nonces = [], 0, 0, 0
@@ -359,6 +359,7 @@ class State:
         want((self.term, c["server_id"]) != (o["term"], o["server"]), "duplicate", "")
         want(self.term > o["term"], "refused", "server %d is in office since term %d", o["server"], o["term"])
         self.office, self.stopped = {"server": c["server_id"], "term": self.term, "index": self.index}, False
+        self.led.add(c["server_id"])
 
     def cluster_stop(self, c):
         want(not self.stopped, "duplicate", "")
@@ -753,17 +754,23 @@ def read_record(line, state, tree):
     except ValueError as error:
         raise Broken("data: %s" % error, index)
     tree.add(leaf)
-    if term != state.term:
+    new_term = term != state.term
+    if new_term:
         state.leader = entry["leader"]
     state.chain, state.records, state.index, state.term = bytes.fromhex(chain), state.records + 1, index, term
     state.unix_ms = entry["unix_ms"]
     if entry["leader"] != state.leader:
         raise Broken("server %d proposed it, but server %d leads in term %d" % (entry["leader"], state.leader, term))
+    if state.records == 1 and (not commands or commands[0][0] != "open_cluster" or not commands[0][1]["cluster_id"]):
+        raise Broken("the first record does not open the cluster: the one that did is missing")
     outcomes = []
     for name, command in commands:
         outcomes.append(state.apply(name, command))
         if name == "take_office" and outcomes[-1][0] == "done" and command["server_id"] != state.leader:
             raise Broken("server %d says that server %d takes office" % (state.leader, command["server_id"]))
+    # One record may come before: what a leader was about to log when it lost its office and won again at once.
+    if state.office["term"] != term and not (new_term and state.leader in state.led):
+        raise Broken("server %d proposed it before it took office in term %d" % (state.leader, term))
     want_entry, said = readable(entry, commands, outcomes), line[len(begins):-1].decode()
     if line[-1:] != b"}" or said != want_entry:
         at = next((i for i, (x, y) in enumerate(zip(said, want_entry)) if x != y), min(len(said), len(want_entry)))
