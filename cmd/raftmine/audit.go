@@ -256,7 +256,7 @@ func (o *auditOptions) doRecheck(ctx context.Context, out *printer, done *auditO
 
 // replay audits one history. tell is nil when its events are not printed.
 func (o *auditOptions) replay(ctx context.Context, out *printer, s source, known []audit.Head, tell *story) (report *audit.Report, err error) {
-	options := audit.Options{Known: known}
+	options := audit.Options{Known: known, ClusterID: s.cluster}
 	if s.live != nil {
 		options.Live = []audit.Live{*s.live}
 	}

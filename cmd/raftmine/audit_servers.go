@@ -54,7 +54,8 @@ var errNoHistory = errors.New("it has no history yet")
 func serverSource(address string, status rpc.Status) source {
 	live := audit.Live{Index: status.AppliedIndex, State: status.StateDigest}
 	return source{
-		name: fmt.Sprintf("server %d", status.ServerID), path: address, id: status.ServerID, live: &live, last: live.Index,
+		name: fmt.Sprintf("server %d", status.ServerID), path: address, id: status.ServerID, cluster: status.ClusterID,
+		live: &live, last: live.Index,
 		open: func(ctx context.Context) (pass, error) {
 			client := rpc.NewPeerClient()
 			return pass{records: serverRecords(ctx, client, address, live.Index), close: client.Close}, nil

@@ -19,11 +19,12 @@ import (
 
 // source is one history to audit: a server's journal or an export.
 type source struct {
-	name string // for people: "server 1"
-	path string
-	id   uint64      // of the server; 0: not known
-	live *audit.Live // what the server said of its state; nil: it was not asked
-	last uint64      // index of the last record; 0: not known
+	name    string // for people: "server 1"
+	path    string
+	id      uint64      // of the server; 0: not known
+	cluster string      // id of the server's cluster; empty: not known
+	live    *audit.Live // what the server said of its state; nil: it was not asked
+	last    uint64      // index of the last record; 0: not known
 	// open begins a pass over the history, which ends with ctx.
 	open func(ctx context.Context) (p pass, err error)
 }
@@ -180,7 +181,7 @@ func journalSource(dir string) (source, error) {
 	} else if err != nil {
 		return source{}, err
 	}
-	s := source{path: dir, id: reader.Identity().ServerID, name: dir}
+	s := source{path: dir, id: reader.Identity().ServerID, cluster: reader.Identity().ClusterID, name: dir}
 	if s.id != 0 {
 		s.name = fmt.Sprintf("server %d", s.id)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"maps"
@@ -141,6 +142,41 @@ func TestEndToEndEndThatIsCutOffAfterAKillIsFound(t *testing.T) {
 		}
 		w.found("no file that says where it ended", "written: journal is damaged: it is missing",
 			func(files map[string][]byte) { delete(files, "written") })
+	}
+}
+
+// TestJournalOfAnotherClusterIsNoServersHistory, also when its files say that they are of this one.
+func TestJournalOfAnotherClusterIsNoServersHistory(t *testing.T) {
+	for cluster, holds := range map[string]bool{"benched": true, "other": false} {
+		data, err := raftnode.OpenDataDir(filepath.Join(t.TempDir(), "server"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(data.SetIdentity(raftnode.Identity{ClusterID: cluster, ServerID: 2}), data.Close()); err != nil {
+			t.Fatal(err)
+		}
+		writeLongHistory(t, data.Path(), 10, 2)
+		files, err := filepath.Glob(filepath.Join(data.Path(), "journal", "*"))
+		if err != nil || len(files) != 3 {
+			t.Fatalf("the journal is %v: %v", files, err)
+		}
+		for _, path := range files {
+			content, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var id [64]byte
+			copy(id[:], cluster)
+			content = slices.Concat(withSum(slices.Concat(content[:16], id[:], content[80:136])), content[140:])
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		code, report, stderr := auditJSON(t, data.Path())
+		if (code == exitDone) != holds || report["holds"] != holds ||
+			!holds && !strings.Contains(stderr, "record 1: cluster: it opens cluster benched, and the history should be of cluster other") {
+			t.Errorf("in a directory of cluster %s: exit code %d: %s", cluster, code, stderr)
+		}
 	}
 }
 

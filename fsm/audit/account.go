@@ -63,6 +63,9 @@ func (a *auditor) command(entry *fsm.Entry, command fsm.Command, outcome *fsm.Ou
 	case fsm.OpenCluster:
 		if done {
 			a.report.Named = a.at
+			if want := a.o.ClusterID; want != "" && c.ClusterID != want {
+				a.wrong(KindCluster, "it opens cluster %s, and the history should be of cluster %s: it is another cluster's", c.ClusterID, want)
+			}
 		}
 	case fsm.ClusterStop:
 		if done {

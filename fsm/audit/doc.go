@@ -13,8 +13,9 @@
 //     whose ranges were revoked afterwards is listed, but it is no fault of the history: a leader found it out, and what it
 //     had finished of the job was searched again. Its suspicion starts anew then, and when it is implausible once more and
 //     nothing is revoked, that is a fault.
-//   - The beginning: the first command opens the cluster, so no record is missing before it, and a leader takes office before
-//     it logs anything else. One record of a term may come before that, of a leader that lost its office and won again.
+//   - The beginning: the first command opens the cluster, so no record is missing before it, and it is the cluster that the
+//     server is of, when that is known. A leader takes office before it logs anything else. One record of a term may come
+//     before that, of a leader that lost its office and won again.
 //   - One leader a term, jobs one after the other and each step in its order, at most one accepted block a height.
 //   - The head: chain, Merkle tree and state digest, equal to the live ones at the same length, and to every head that was
 //     known before.

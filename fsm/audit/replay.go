@@ -18,6 +18,8 @@ type Options struct {
 	// Known are heads that were seen before: the history must begin with each of them. Records and Tree must be set;
 	// Chain and State are compared when they are not zero.
 	Known []Head
+	// ClusterID is the cluster whose history it should be; empty: of any.
+	ClusterID string
 	// Live are what running servers said of their own state.
 	Live []Live
 	// EndsAt is asked once, after the last record, for the head that the source itself says it ends with.

@@ -102,7 +102,7 @@ const (
 	KindEntry     Kind = "entry"     // the state machine cannot apply it
 	KindReadable  Kind = "readable"  // an export says other things than its data
 	KindHead      Kind = "head"      // the history is not the one whose head is known
-	KindCluster   Kind = "cluster"   // it does not begin with its cluster's first record
+	KindCluster   Kind = "cluster"   // its first record is not the one that opens its cluster
 	KindTerm      Kind = "term"      // two leaders in one term, or none that took office
 	KindPartition Kind = "partition" // a chunk with two owners, or with none
 	KindJob       Kind = "job"       // a job's steps out of order
