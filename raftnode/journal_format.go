@@ -84,8 +84,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type JournalError struct {
 	Path   string
 	Offset int64  // of the record, in the file; 0: it is not there
-	Record uint64 // its number in the history; 0: the file's header
-	Index  uint64 // its log index as far as it can be read, else the first one that it may have; 0: the file's header
+	Record uint64 // its number in the history: of a segment's header its first record's; 0: it is about no record
+	Index  uint64 // its log index as far as it can be read, else the first one that it may have; 0: it is about no record
 	Err    error
 }
 

@@ -134,12 +134,15 @@ func (s *journalScan) run() (err error) {
 		}
 	}
 	if err := s.open(s.paths[s.at]); err != nil {
-		return err
+		if s.at > 0 {
+			return err // nobody read what comes before it
+		}
+		return beginsAfter(fsm.Head{}, err)
 	}
 	first := segment{continues: s.segment.header.continues, base: s.segment.header.base}
 	if s.at == 0 {
 		if err := first.follows(fsm.Head{}); err != nil {
-			return &JournalError{Path: s.segment.path, Record: 1, Index: 1, Err: err}
+			return beginsAfter(fsm.Head{}, &JournalError{Path: s.segment.path, Err: err})
 		}
 	}
 	if first.base.Index > s.after {
@@ -151,16 +154,25 @@ func (s *journalScan) run() (err error) {
 		}
 		end := s.segment.head
 		if err := s.open(s.paths[s.at]); err != nil {
-			return err
+			return beginsAfter(end, err)
 		}
 		next := segment{continues: s.segment.header.continues, base: s.segment.header.base}
 		if err := next.follows(end); err != nil {
-			return &JournalError{Path: s.segment.path, Record: end.Records + 1, Index: end.Index + 1, Err: err}
+			return beginsAfter(end, &JournalError{Path: s.segment.path, Err: err})
 		}
 		if next.base != end && next.base.Index > s.after {
 			return s.gap(max(end.Index, s.after), next.base.Index)
 		}
 	}
+}
+
+// beginsAfter makes what is wrong with a segment's header an error of the segment's first record, the one after end.
+func beginsAfter(end fsm.Head, err error) error {
+	var header *JournalError
+	if errors.As(err, &header) && header.Record == 0 {
+		header.Record, header.Index = end.Records+1, end.Index+1
+	}
+	return err
 }
 
 func (s *journalScan) gap(after, until uint64) error {

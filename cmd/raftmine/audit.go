@@ -331,8 +331,12 @@ type problem struct {
 // findProblems collects what does not hold, first things first; none: everything holds.
 func (d *auditOutcome) findProblems() {
 	broken := func(name string, index uint64, what string) {
-		d.problems = append(d.problems, problem{fmt.Sprintf("%s's history does not hold: see record %d in the report", name, index),
-			fmt.Sprintf("%s's history does not hold: record %d: %s", name, index, what)})
+		short, at := "see the report", ""
+		if index > 0 {
+			short, at = fmt.Sprintf("see record %d in the report", index), fmt.Sprintf("record %d: ", index)
+		}
+		d.problems = append(d.problems, problem{fmt.Sprintf("%s's history does not hold: %s", name, short),
+			fmt.Sprintf("%s's history does not hold: %s%s", name, at, what)})
 	}
 	for _, r := range d.results {
 		for _, f := range r.report.Findings {

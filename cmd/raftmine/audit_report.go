@@ -380,11 +380,19 @@ func probability(log10 float64) string {
 	return fmt.Sprintf("10^%.0f", log10)
 }
 
+// atRecord says where something is; nothing of what is about no record.
+func atRecord(index uint64) string {
+	if index == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" at record %d", index)
+}
+
 // String is one row for people.
 func (o otherView) String() string {
 	switch {
 	case !o.Holds && len(o.Findings) > 0:
-		return fmt.Sprintf("%s: DOES NOT HOLD at record %d", o.name, o.Findings[0].Index)
+		return fmt.Sprintf("%s: DOES NOT HOLD%s", o.name, atRecord(o.Findings[0].Index))
 	case !o.Compared:
 		return fmt.Sprintf("%s: holds in itself, and could not be compared", o.name)
 	case o.Parts:

@@ -248,7 +248,7 @@ func placed(err error) error {
 	var damaged *raftnode.JournalError
 	var gap *raftnode.HistoryGapError
 	switch {
-	case errors.As(err, &damaged) && damaged.Index > 0: // else it is a file's header
+	case errors.As(err, &damaged) && damaged.Index > 0: // else it is about no record
 		return placedError{err, damaged.Index}
 	case errors.As(err, &gap):
 		return placedError{err, gap.After + 1}

@@ -286,7 +286,7 @@ func viewAuditEvent(event audit.Event) (object any, line string) {
 		return v, v.String()
 	case audit.Found:
 		return findingView{"finding", e.Finding.Index, string(e.Finding.Kind), e.Finding.What},
-			fmt.Sprintf("BROKEN at record %d (%s); the end of the report says how", e.Finding.Index, e.Finding.Kind)
+			fmt.Sprintf("BROKEN%s (%s); the end of the report says how", atRecord(e.Finding.Index), e.Finding.Kind)
 	}
 	return nil, ""
 }

@@ -180,6 +180,40 @@ func TestJournalOfAnotherClusterIsNoServersHistory(t *testing.T) {
 	}
 }
 
+// TestDamagedHeaderNamesTheFirstRecordOfItsFile, and a file that holds no record names none.
+func TestDamagedHeaderNamesTheFirstRecordOfItsFile(t *testing.T) {
+	for name, at := range map[string]string{"00000000000000000001.journal": "record 1", "synced": "", "written": ""} {
+		dir := t.TempDir()
+		writeLongHistory(t, dir, 10, 2)
+		path := filepath.Join(dir, "journal", name)
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		content[90] ^= 4
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, stdout, stderr := command(t, "audit", dir)
+		short, long := "does not hold: see the report\n", "does not hold: source: "
+		broken := "BROKEN (source)"
+		if at != "" {
+			short, long = "does not hold: see "+at+" in the report\n", "does not hold: "+at+": source: "
+			broken = "BROKEN at " + at + " (source)"
+		}
+		if !strings.HasSuffix(stderr, short) || !strings.Contains(stdout, long) || !strings.Contains(stdout, broken) ||
+			strings.Contains(stdout, "record 0") {
+			t.Errorf("%s: standard error is %q, want %q; the report, which should hold %q and %q:\n%s", name, stderr, short, broken, long, stdout)
+		}
+		// Beside a history that holds it has one row.
+		whole := t.TempDir()
+		writeLongHistory(t, whole, 10, 2)
+		if _, stdout, _ := command(t, "audit", whole, dir); !strings.Contains(stdout, ": DOES NOT HOLD"+choose(at == "", "\n", " at "+at+"\n")) {
+			t.Errorf("%s, beside another history:\n%s", name, stdout)
+		}
+	}
+}
+
 // splitSegment returns the header and the records.
 func splitSegment(segment []byte) (pieces [][]byte) {
 	const header, head, tail = 140, 32, 40
@@ -240,7 +274,7 @@ func (w *tampered) write(was, files map[string][]byte) {
 	}
 }
 
-// found wants a change to be found, said on one line that names a record and holds says.
+// found wants a change to be found, said on one line that holds says and, but for a file that holds none, names a record.
 func (w *tampered) found(what, says string, change func(files map[string][]byte)) {
 	w.t.Helper()
 	files := make(map[string][]byte)
@@ -250,8 +284,11 @@ func (w *tampered) found(what, says string, change func(files map[string][]byte)
 	change(files)
 	w.write(w.files, files)
 	defer w.write(files, w.files)
-	if said := w.audit(); !strings.Contains(said, says) || !strings.Contains(said, "'s history does not hold: record ") ||
-		strings.Contains(said, "\n") {
+	where := "'s history does not hold: record "
+	if strings.Contains(says, "synced") || strings.Contains(says, "written") {
+		where = "'s history does not hold: source: "
+	}
+	if said := w.audit(); !strings.Contains(said, says) || !strings.Contains(said, where) || strings.Contains(said, "\n") {
 		w.t.Errorf("%s: the audit says %q, want %q", what, said, says)
 	}
 }

@@ -80,12 +80,17 @@ func (r *Report) First() (Finding, bool) {
 
 // Finding is something that does not hold.
 type Finding struct {
-	Index uint64 // of the record; that of the last one before it when the record has none
+	Index uint64 // of the record; that of the last one before it when the record has none; 0: it is about no record
 	Kind  Kind
 	What  string // one line
 }
 
-func (f Finding) String() string { return fmt.Sprintf("record %d: %s: %s", f.Index, f.Kind, f.What) }
+func (f Finding) String() string {
+	if f.Index == 0 {
+		return fmt.Sprintf("%s: %s", f.Kind, f.What)
+	}
+	return fmt.Sprintf("record %d: %s: %s", f.Index, f.Kind, f.What)
+}
 
 // Error makes a finding an error that wraps ErrBroken.
 func (f Finding) Error() string { return f.String() }
