@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -38,6 +39,9 @@ func newDamagedJournal(t *testing.T) *damagedJournal {
 	return d
 }
 
+// recordNumber is how an audit names a record by its index, which is another number than that in the history.
+var recordNumber = regexp.MustCompile(`record [0-9]`)
+
 // damage writes a copy with a change, and wants reader and server to find it. It returns the reader's error.
 func (d *damagedJournal) damage(t *testing.T, what string, change func(files map[string]string)) error {
 	t.Helper()
@@ -68,6 +72,11 @@ func (d *damagedJournal) damage(t *testing.T, what string, change func(files map
 	}
 	if readErr == nil || strings.Contains(readErr.Error(), "\n") || !strings.Contains(readErr.Error(), dir) {
 		t.Errorf("%s: reading gives %v", what, readErr)
+	}
+	var where *JournalError
+	if errors.As(readErr, &where) && (where.Index > 0 && !strings.Contains(readErr.Error(), fmt.Sprintf(": index %d: ", where.Index)) ||
+		recordNumber.MatchString(readErr.Error())) {
+		t.Errorf("%s: a record is named by its index alone, as audits do: %v", what, readErr)
 	}
 	j, err := openTestJournal(dir)
 	if err == nil {

@@ -95,7 +95,7 @@ func (e *JournalError) Error() string {
 		text += fmt.Sprintf("offset %d: ", e.Offset)
 	}
 	if e.Record > 0 {
-		text += fmt.Sprintf("record %d, index %d: ", e.Record, e.Index)
+		text += fmt.Sprintf("index %d: ", e.Index)
 	}
 	return text + e.Err.Error()
 }
@@ -290,7 +290,7 @@ func (r *segmentReader) next() (JournalRecord, error) {
 	}
 	if head.number != r.head.Records+1 || head.index <= r.head.Index || head.term < r.head.Term || head.term == 0 {
 		return JournalRecord{}, r.wrongAt(head.index, fmt.Errorf(
-			"%w: record %d of index %d and term %d follows record %d of index %d and term %d", ErrJournalDamaged,
+			"%w: number %d, index %d, term %d follows number %d, index %d, term %d", ErrJournalDamaged,
 			head.number, head.index, head.term, r.head.Records, r.head.Index, r.head.Term))
 	}
 	if !r.unhashed && r.head.Next(head.index, head.term, record.Data).Hash != record.Chain {

@@ -124,10 +124,10 @@ func (s segment) follows(end fsm.Head) error {
 	case s.base == end, s.base.Records > end.Records && s.base.Index > end.Index && s.base.Term >= end.Term && !s.continues:
 		return nil
 	case s.base.Records > end.Records:
-		return fmt.Errorf("%w: it begins after record %d of index %d, and the segment before it ends at record %d of index %d",
+		return fmt.Errorf("%w: it begins after %d records up to index %d, and the segment before it ends after %d up to index %d",
 			ErrJournalDamaged, s.base.Records, s.base.Index, end.Records, end.Index)
 	}
-	return fmt.Errorf("%w: it begins after record %d, index %d, chain %s, and the segment before it ends with record %d, index %d, chain %s",
+	return fmt.Errorf("%w: it begins after %d records up to index %d, chain %s, and the segment before it ends after %d up to index %d, chain %s",
 		ErrJournalDamaged, s.base.Records, s.base.Index, s.base.Hash, end.Records, end.Index, end.Hash)
 }
 
@@ -250,7 +250,7 @@ func readEnd(path string, file io.ReaderAt, size int64, base fsm.Head) (end fsm.
 		record, err = head.parse(data)
 	}
 	if err == nil && (head.number <= base.Records || head.index <= base.Index || head.term < base.Term) {
-		err = fmt.Errorf("%w: record %d of index %d comes before the segment's first", ErrJournalDamaged, head.number, head.index)
+		err = fmt.Errorf("%w: number %d, index %d comes before the segment's first", ErrJournalDamaged, head.number, head.index)
 	}
 	if err != nil {
 		return wrong(start, err)

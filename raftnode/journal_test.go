@@ -275,7 +275,7 @@ func TestWhatDiffersFromTheJournalStopsItAndOverwritesNothing(t *testing.T) {
 		other := h.heads[k].Next(h.heads[k+1].Index, h.heads[k+1].Term, []byte("another"))
 		err := j.append(other, []byte("another"))
 		refused(fmt.Sprint("entry ", k+1), err)
-		if !strings.Contains(err.Error(), fmt.Sprintf("record %d, index %d:", k+1, other.Index)) {
+		if !strings.Contains(err.Error(), fmt.Sprintf(": index %d:", other.Index)) {
 			t.Errorf("entry %d: %v", k+1, err)
 		}
 		if again := h.apply(j, k, n); !errors.Is(again, ErrJournalMismatch) {

@@ -32,6 +32,9 @@
 // the n-th record, counted from 0, and its bytes are what the chain hashes of it, without the hash before. So a record is
 // proved to be in a history with a few hashes (ProveRecord), and an older head to be a beginning of a newer one (ProveOlder).
 //
+// What an audit or a proof says of a record names it by its log index: "record 18". Its place in the tree is its number,
+// counted from 0, and always called that.
+//
 // The replicated state holds the head of the chain and not the tree's root: both follow from the same records, so one says
 // as much as the other, and no server has to hash each record once more to have both. An audit computes the root and
 // prints it with the chain and the state's digest, of a running server's history too; an export ends with all three. Who

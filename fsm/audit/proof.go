@@ -278,7 +278,7 @@ func parseProof(text []byte) (*BlockProof, error) {
 	for _, r := range file.Records {
 		data, err := strictBase64.DecodeString(r.Data)
 		if err != nil {
-			return nil, fmt.Errorf("record %d: data: %w", r.Number, err)
+			return nil, fmt.Errorf("record %d: data: %w", r.Index, err)
 		}
 		path := make(Path, len(r.Path))
 		for i, hash := range r.Path {
@@ -312,7 +312,7 @@ func (p *BlockProof) verify() error {
 	commands, entries := make(map[string]fsm.Command, len(roles)), make([]fsm.Entry, len(roles))
 	for i, r := range p.Records {
 		if r.Role != roles[i] {
-			return fmt.Errorf("record %d has the role %q, want %q", r.Number, r.Role, roles[i])
+			return fmt.Errorf("record %d has the role %q, want %q", r.Record.Index, r.Role, roles[i])
 		}
 		if err := CheckInclusion(r.Path, p.Head, r.Number, r.Record); err != nil {
 			return err

@@ -110,12 +110,12 @@ func (p Path) hashes() []tlog.Hash {
 // CheckInclusion reports whether the record, counted from 0, is in the tree of a head.
 func CheckInclusion(path Path, head Head, number uint64, record Record) error {
 	if number >= head.Records || head.Records > maxRecords {
-		return fmt.Errorf("record %d of %d: %w", number, head.Records, ErrBadProof)
+		return fmt.Errorf("number %d, counted from 0, of %d records: %w", number, head.Records, ErrBadProof)
 	}
 	err := tlog.CheckRecord(path.hashes(), int64(head.Records), tlog.Hash(head.Tree), int64(number),
 		leafHash(record.Index, record.Term, record.Data))
 	if err != nil {
-		return fmt.Errorf("record %d (index %d) is not in the tree %s: %w", number, record.Index, head.Tree, ErrBadProof)
+		return fmt.Errorf("record %d is not number %d, counted from 0, of the tree %s: %w", record.Index, number, head.Tree, ErrBadProof)
 	}
 	return nil
 }
@@ -175,7 +175,7 @@ func proofs(records Records, head Head, visit func(number uint64, record Record)
 // Replay gave for these records, or for a beginning of them.
 func ProveInclusion(records Records, head Head, number uint64) (path Path, proved Record, err error) {
 	if number >= head.Records {
-		return nil, Record{}, fmt.Errorf("record %d of %d: %w", number, head.Records, ErrNotFound)
+		return nil, Record{}, fmt.Errorf("number %d, counted from 0, of %d records: %w", number, head.Records, ErrNotFound)
 	}
 	visit := func(n uint64, record Record) {
 		if n == number {
@@ -189,7 +189,7 @@ func ProveInclusion(records Records, head Head, number uint64) (path Path, prove
 		return err
 	})
 	if err != nil {
-		return nil, Record{}, fmt.Errorf("prove record %d: %w", number, err)
+		return nil, Record{}, fmt.Errorf("prove number %d, counted from 0, of the records: %w", number, err)
 	}
 	return path, proved, nil
 }
