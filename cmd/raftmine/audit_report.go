@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -227,11 +228,14 @@ func (v auditView) write(w io.Writer, strip audit.Strip) {
 		fmt.Fprintf(w, "%-10s%s\n", title, fmt.Sprintf(format, args...))
 	}
 	fmt.Fprintln(w)
-	line("cluster", "%s", v.ClusterID)
+	line("cluster", "%s", cmp.Or(v.ClusterID, "not opened"))
 	line("history", "%d %s from index %d to %d, %d %s, %s, of %s", v.Head.Records, plural(v.Head.Records, "record"), v.FirstIndex,
 		v.Head.Index, v.Commands, plural(v.Commands, "command"), bytesText(v.Bytes), span(v.FromMS, v.ToMS))
-	line("leaders", "%d %s, %d %s; server %d was the last one", v.Terms, plural(v.Terms, "term"), v.Takeovers,
-		plural(v.Takeovers, "takeover"), v.Leader)
+	last := fmt.Sprintf("server %d was the last one", v.Leader)
+	if v.Leader == 0 {
+		last = "nobody took office"
+	}
+	line("leaders", "%d %s, %d %s; %s", v.Terms, plural(v.Terms, "term"), v.Takeovers, plural(v.Takeovers, "takeover"), last)
 	var servers []string
 	for _, s := range v.Servers {
 		servers = append(servers, fmt.Sprintf("%d %s", s.ID, s.state()))
