@@ -62,16 +62,8 @@ func (c *cluster) follow(ctx context.Context, after, blocks uint64) (accepted ui
 		<-progress
 	}()
 	var lastLeader rpc.LeaderEvent
-	up := make(map[uint64]bool)
 	w := watcher{client: c.client, fromStart: true, after: after, addresses: c.watchable}
-	w.started = func(address string) { c.tellMissed(ctx, address, up) }
 	err = w.watch(ctx, func(told rpc.Watched) error {
-		if e, ok := told.Event.(rpc.ServerEvent); ok {
-			if was, known := up[e.ID]; known && was == e.Up {
-				return nil
-			}
-			up[e.ID] = e.Up
-		}
 		switch e := told.Event.(type) {
 		case rpc.LeaderEvent:
 			if e == lastLeader { // a server tells it anew at the start of each watch
@@ -92,23 +84,6 @@ func (c *cluster) follow(ctx context.Context, after, blocks uint64) (accepted ui
 		return nil
 	})
 	return accepted, endedEarly(ctx, err)
-}
-
-// tellMissed tells which servers went up or down while no server was watched. up is what was told before.
-func (c *cluster) tellMissed(ctx context.Context, address string, up map[uint64]bool) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
-	status, err := c.client.Status(ctx, address)
-	if err != nil {
-		return // the watch breaks as well, and the next one asks again
-	}
-	for _, server := range status.Servers {
-		if was, known := up[server.ID]; known && was != server.Up {
-			object, line := viewEvent(rpc.Watched{Event: rpc.ServerEvent{ID: server.ID, Up: server.Up}})
-			c.out.print(object, "%s", line)
-		}
-		up[server.ID] = server.Up
-	}
 }
 
 // watchable returns the servers of this run that live, the leader by the rule first.
