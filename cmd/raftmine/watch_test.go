@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 )
@@ -62,5 +65,34 @@ func TestWatchTellsOfTheServerThatItWatched(t *testing.T) {
 	watch.signal(syscall.SIGINT)
 	if code := watch.waitExit(); code != exitDone {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestOneLineForEachInterruption however often connections are tried in vain.
+func TestOneLineForEachInterruption(t *testing.T) {
+	gone, refused := errors.New("gone"), errors.New("refused")
+	for _, servers := range []int{1, 3} {
+		var told []string
+		w := watcher{
+			lost:   func(err error, address string) { told = append(told, fmt.Sprintf("lost: %v, %s", err, address)) },
+			silent: func(err error) { told = append(told, fmt.Sprintf("silent: %v", err)) },
+			back:   func(address string) { told = append(told, "back: "+address) },
+		}
+		w.connected("a")
+		for range 2 {
+			w.interrupted(gone, servers)
+			w.connected("b")
+		}
+		for range 2 {
+			w.interrupted(gone, servers)
+			for range 20 {
+				w.interrupted(refused, servers)
+			}
+			w.connected("c")
+		}
+		want := []string{"lost: gone, b", "lost: gone, b", "silent: gone", "back: c", "silent: gone", "back: c"}
+		if !slices.Equal(told, want) {
+			t.Errorf("of %d servers told %q, want %q", servers, told, want)
+		}
 	}
 }
