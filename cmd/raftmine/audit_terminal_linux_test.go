@@ -11,29 +11,40 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
+
+// openTerminal returns both ends of a terminal of so many columns; 0: it has no size.
+func openTerminal(t *testing.T, columns uint16) (screen, stdout *os.File) {
+	t.Helper()
+	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { screen.Close() })
+	number, err := unix.IoctlGetInt(int(screen.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(screen.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		err = unix.IoctlSetWinsize(int(screen.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: columns})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stdout.Close() }) // after all was read: a hangup may overtake what was written before it
+	return screen, stdout
+}
 
 // onTerminal runs a command whose standard output is a terminal, and returns all that was written to it.
 func onTerminal(t *testing.T, args ...string) (code int, written string) {
 	t.Helper()
-	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer terminal.Close()
-	number, err := unix.IoctlGetInt(int(terminal.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(terminal.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stdout.Close() // after all was read: a hangup may overtake what was written before it
+	terminal, stdout := openTerminal(t, 0)
 	const end = "\x04"
 	read := make(chan string)
 	go func() {
@@ -100,5 +111,37 @@ func TestLongAuditShowsProgressOnATerminal(t *testing.T) {
 	}
 	if _, written = onTerminal(t, "audit", long, "-o", "json"); strings.Contains(written, "\x1b") {
 		t.Error("JSON has progress in it")
+	}
+}
+
+// TestLiveLineTakesOneRow of the terminal, however long it is: a wipe reaches no second one.
+func TestLiveLineTakesOneRow(t *testing.T) {
+	screen, stdout := openTerminal(t, 40)
+	cmd := &cobra.Command{}
+	cmd.Flags().String("output", "text", "")
+	cmd.SetOut(stdout)
+	out, err := newPrinter(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.setLive("leader 1, web service: " + strings.Repeat("<html>", 20))
+	out.setLive("leader 2, web service:\n" + strings.Repeat("\u754c", 60)) // each two columns wide
+	out.print(nil, "%s", strings.Repeat("a printed line is not cut ", 4))
+	out.setLive("short")
+	out.setLive("")
+	if _, err := io.WriteString(stdout, "\x04"); err != nil {
+		t.Fatal(err)
+	}
+	written, err := bufio.NewReader(screen).ReadString('\x04')
+	if err != nil {
+		t.Fatal(err)
+	}
+	const wipe = "\r\x1b[K"
+	want := "leader 1, web service: <html><html><..." + wipe +
+		"leader 2, web service:; " + strings.Repeat("\u754c", 6) + "..." + wipe +
+		strings.Repeat("a printed line is not cut ", 4) + "\r\n" +
+		"leader 2, web service:; " + strings.Repeat("\u754c", 6) + "..." + wipe + "short" + wipe + "\x04"
+	if written != want {
+		t.Errorf("wrote\n%q, want\n%q", written, want)
 	}
 }

@@ -21,8 +21,9 @@ type printer struct {
 	json bool
 	// terminal: people read it on a terminal, where a live line can be wiped.
 	terminal bool
-	live     string // shown below the printed lines, on a terminal only
-	err      error  // the first that a write came to; see failed
+	columns  func() int // of the terminal now; 0: not known
+	live     string     // shown below the printed lines, on a terminal only
+	err      error      // the first that a write came to; see failed
 }
 
 func newPrinter(cmd *cobra.Command) (*printer, error) {
@@ -32,7 +33,15 @@ func newPrinter(cmd *cobra.Command) (*printer, error) {
 	}
 	w := cmd.OutOrStdout()
 	file, isFile := w.(*os.File)
-	return &printer{w: w, json: asJSON, terminal: isFile && !asJSON && term.IsTerminal(int(file.Fd()))}, nil
+	p := &printer{w: w, json: asJSON, terminal: isFile && !asJSON && term.IsTerminal(int(file.Fd()))}
+	p.columns = func() int {
+		columns, _, err := term.GetSize(int(file.Fd()))
+		if err != nil {
+			return 0
+		}
+		return columns
+	}
+	return p, nil
 }
 
 // print writes object in JSON mode, else the text.
@@ -68,7 +77,7 @@ func (p *printer) setLive(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.wipe()
-	p.live = text
+	p.live = oneLine(text)
 	p.draw()
 }
 
@@ -80,8 +89,31 @@ func (p *printer) wipe() {
 
 func (p *printer) draw() {
 	if p.live != "" {
-		fmt.Fprint(p.w, p.live)
+		fmt.Fprint(p.w, cutLine(p.live, p.columns()))
 	}
+}
+
+// cutLine cuts text to less than a row of a terminal: a wipe reaches one row only, and a full one may end in the next.
+// 0 columns cut nothing.
+func cutLine(text string, columns int) string {
+	if columns <= 0 {
+		return text
+	}
+	const more = "..."
+	used, fits := 0, 0 // fits: bytes that leave room for more
+	for at, r := range text {
+		width := 1
+		if r >= 0x1100 { // from here on a character may be two columns wide
+			width = 2
+		}
+		if used+len(more) < columns {
+			fits = at
+		}
+		if used += width; used >= columns {
+			return text[:fits] + more[:min(len(more), columns-1)]
+		}
+	}
+	return text
 }
 
 // processStarted says that a process is ready.
