@@ -47,7 +47,7 @@ type session struct {
 	dialed  chan dialed        // has room for one
 	redial  *time.Timer
 	pause   *backoff.ExponentialBackOff
-	problem string // the last one that was reported; empty after a heartbeat
+	problem string // the last one that was reported; empty since a leader took this miner
 	silence *time.Timer
 	link    *link // nil: not connected
 
@@ -196,6 +196,10 @@ func (s *session) connected(result dialed) error {
 // lost gives the stream up, if there is one, and sees to it that the leader is looked for again. It returns an error when
 // there is no point in that.
 func (s *session) lost(err error) error {
+	what := "no leader"
+	if s.link != nil && s.link.greeted {
+		what = "stream to the leader ended"
+	}
 	s.hangUp()
 	if s.leaving {
 		s.log.Debug("the stream ended while leaving", "error", err)
@@ -210,7 +214,7 @@ func (s *session) lost(err error) error {
 		level = slog.LevelDebug
 	}
 	s.problem = err.Error()
-	s.log.Log(context.Background(), level, "no leader", "error", err, "ranges_held", len(s.held), "retry_in", pause)
+	s.log.Log(context.Background(), level, what, "error", err, "ranges_held", len(s.held), "retry_in", pause)
 	s.redial.Reset(pause)
 	return nil
 }
@@ -229,6 +233,10 @@ func (s *session) hangUp() {
 
 // receive acts on one message of the leader. An error ends the stream.
 func (s *session) receive(message Message) error {
+	if s.link.greeted { // the leader's second message comes after it has heard, and taken, the name
+		s.pause.Reset()
+		s.problem = ""
+	}
 	switch m := message.(type) {
 	case HeartbeatRequest:
 		return s.heartbeat(m)
@@ -253,8 +261,6 @@ func (s *session) heartbeat(request HeartbeatRequest) error {
 		return s.send(s.report())
 	}
 	s.link.greeted = true
-	s.pause.Reset()
-	s.problem = ""
 	report := s.report()
 	report.Wanted = s.wanted()
 	if err := s.send(report); err != nil {

@@ -509,6 +509,7 @@ func TestPausesBetweenDialsGrowAreJitteredAndBounded(t *testing.T) {
 			r.answerDial(dialResult{err: errGone})
 		}
 		c, _ := r.connect()
+		r.heartbeat(c)
 		c.fail(errGone)
 		r.answerDial(dialResult{err: errors.New("another reason")})
 		synctest.Wait()
@@ -534,6 +535,35 @@ func TestPausesBetweenDialsGrowAreJitteredAndBounded(t *testing.T) {
 		// One line for the failing dials, one for the lost stream, one for the other reason.
 		if lines := strings.Count(r.log.String(), "level=WARN"); lines != 3 {
 			t.Errorf("%d warnings, want 3:\n%s", lines, r.log)
+		}
+		r.end()
+	})
+}
+
+// TestLeaderThatOnlyGreetsIsNoLeaderFound: it speaks before it hears the name, and may not take that.
+func TestLeaderThatOnlyGreetsIsNoLeaderFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startRig(t, nil)
+		taken := errors.New("name taken")
+		var began time.Time
+		for range 10 {
+			c, _ := r.connect()
+			c.fail(taken)
+			began = time.Now()
+		}
+		c, _ := r.connect()
+		if pause := time.Since(began); pause < maxPause/2 {
+			t.Errorf("dials again after %s, want the pause to grow to about %s", pause, maxPause)
+		}
+		log := r.log.String()
+		if strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, `msg="stream to the leader ended" miner=m1 error="name taken"`) {
+			t.Errorf("want one warning about the stream:\n%s", log)
+		}
+		r.heartbeat(c) // now the leader has heard the name
+		c.fail(taken)
+		r.connect()
+		if lines := strings.Count(r.log.String(), "level=WARN"); lines != 2 {
+			t.Errorf("%d warnings after the miner was taken and lost again, want 2", lines)
 		}
 		r.end()
 	})

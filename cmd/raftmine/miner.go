@@ -12,6 +12,7 @@ import (
 	"raftmine/fsm"
 	"raftmine/miner"
 	"raftmine/miner/sha256d"
+	"raftmine/raftnode/coordinator"
 	"raftmine/rpc"
 )
 
@@ -89,6 +90,9 @@ answers to the next one.`,
 			defer cancel()
 			out.processStarted(processStarted{Role: "miner", Name: name, PID: os.Getpid()})
 			err = m.Run(ctx)
+			if errors.Is(err, coordinator.ErrNameTaken) {
+				return hinted(err, "another miner of this name is at work: choose another name with --name, or end that one")
+			}
 			if errors.Is(err, miner.ErrRefused) {
 				return hinted(err, "choose another name with --name, and see the leader's log for what it found wrong")
 			}

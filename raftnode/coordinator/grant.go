@@ -14,6 +14,7 @@ type miner struct {
 	instance fsm.ID   // of the process that connected last
 	session  *Session // nil: away
 	ready    bool     // its ranges are reconciled, it may be granted work
+	clashed  bool     // another process asked for the name during this session, which was told; it asks again and again
 
 	wanted      int
 	held        []held // its grants in the state, as far as known

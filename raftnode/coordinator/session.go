@@ -283,7 +283,12 @@ func (s *Session) claim(r HeartbeatReply) (m *miner, restarted, forged bool, err
 	}
 	m = c.miners[r.Name]
 	if m != nil && m.session != nil && m.instance != r.Instance {
-		return nil, false, false, c.refused(r.Name, fmt.Errorf("%w: %s is connected already", ErrNameTaken, r.Name))
+		err := fmt.Errorf("%w: %s is connected already", ErrNameTaken, r.Name)
+		if m.clashed {
+			return nil, false, false, err
+		}
+		m.clashed = true
+		return nil, false, false, c.refused(r.Name, err)
 	}
 	if forged = m != nil && m.forged(r.Instance); !forged {
 		if refusal := c.refusal(m, r.Name); refusal != nil {
@@ -303,7 +308,7 @@ func (s *Session) claim(r HeartbeatReply) (m *miner, restarted, forged bool, err
 		m.speed, m.measured, m.mute = 0, false, time.Time{}
 		m.belief, m.seen, m.solved = belief{}, 0, false
 	}
-	m.instance, m.session, m.ready = r.Instance, s, false
+	m.instance, m.session, m.ready, m.clashed = r.Instance, s, false, false
 	m.heard, m.answered = s.heard, time.Time{}
 	s.miner = m
 	c.totalSpeed += m.speed

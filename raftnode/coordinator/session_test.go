@@ -128,8 +128,14 @@ func TestNameOfAConnectedMinerIsTaken(t *testing.T) {
 		r := newRig(t, nil)
 		a := r.miner("a", 1)
 		other := &testMiner{r: r, name: "a", instance: fsm.ID{9}}
-		if err := other.connect(1); !errors.Is(err, ErrNameTaken) {
-			t.Fatalf("second process of the name: %v, want %v", err, ErrNameTaken)
+		r.observer.take()
+		for range 3 { // it asks again and again
+			if err := other.connect(1); !errors.Is(err, ErrNameTaken) {
+				t.Fatalf("second process of the name: %v, want %v", err, ErrNameTaken)
+			}
+		}
+		if events := r.observer.take(); len(events) != 1 || r.logs.count("miner refused") != 1 {
+			t.Errorf("told %q and logged %d times, want once", events, r.logs.count("miner refused"))
 		}
 		if err := a.no(a.process()); err != nil || a.lastAck().Result != Committed {
 			t.Errorf("the first one was disturbed: %v, %+v", err, a.acks)
