@@ -472,10 +472,10 @@ func TestServiceGoneSearchGoesOn(t *testing.T) {
 			t.Errorf("%d requests to a dead service in 100 s", requests)
 		}
 		text := r.c.Status().WebServiceError
-		if !strings.Contains(text, "since") || !strings.Contains(text, errDown.Error()) {
+		if !strings.HasPrefix(text, "failing since ") || !strings.Contains(text, errDown.Error()) {
 			t.Errorf("status says %q", text)
 		}
-		if n := r.logs.count("unreachable"); n != 1 {
+		if n := r.logs.count("block web service fails"); n != 1 {
 			t.Errorf("logged %d times, want once", n)
 		}
 		// A solution waits for the service, and is submitted when it is back.
@@ -492,7 +492,7 @@ func TestServiceGoneSearchGoesOn(t *testing.T) {
 		if blocks := r.cl.blocks(); len(blocks) != 1 || blocks[0].Verdict != fsm.VerdictSuccess || len(a.held) != 2 {
 			t.Errorf("blocks %+v, holds %v", blocks, a.heldIDs())
 		}
-		if text := r.c.Status().WebServiceError; text != "" || r.logs.count("answers again") != 1 {
+		if text := r.c.Status().WebServiceError; text != "" || r.logs.count("works again") != 1 {
 			t.Errorf("status says %q after it is back", text)
 		}
 	})

@@ -63,9 +63,9 @@ func (c *Coordinator) Status() Status {
 	return status
 }
 
-// serviceState is whether the block web service can be reached.
+// serviceState is whether the block web service does its work.
 type serviceState struct {
-	err   error // nil: it answered
+	err   error // nil: it gave an answer that makes sense
 	since time.Time
 }
 
@@ -73,7 +73,7 @@ func (s serviceState) String() string {
 	if s.err == nil {
 		return ""
 	}
-	return fmt.Sprintf("unreachable since %s: %v", s.since.Format(time.RFC3339), s.err)
+	return fmt.Sprintf("failing since %s: %v", s.since.Format(time.RFC3339), s.err)
 }
 
 // serviceAnswered records the end of one request. It logs a change, once.
@@ -92,8 +92,8 @@ func (c *Coordinator) serviceAnswered(err error) {
 	address := c.cfg.Source.Address()
 	switch {
 	case err != nil && was.err == nil:
-		c.log.Warn("block web service is unreachable", "address", address, "error", err)
+		c.log.Warn("block web service fails", "address", address, "error", err)
 	case err == nil && was.err != nil:
-		c.log.Info("block web service answers again", "address", address, "down_for", now.Sub(was.since))
+		c.log.Info("block web service works again", "address", address, "down_for", now.Sub(was.since))
 	}
 }

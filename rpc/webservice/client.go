@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -243,11 +244,9 @@ func hostPort(u *url.URL) string {
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
 }
 
-// requestError names the address, without its query and password, in front of err.
+// requestError names what was asked for in front of err. The rest of the address stands beside it wherever it is shown.
 func requestError(address *url.URL, err error) error {
-	shown := *address
-	shown.RawQuery = ""
-	return fmt.Errorf("web service %s: %w", shown.Redacted(), err)
+	return fmt.Errorf("%s: %w", path.Base(address.Path), err)
 }
 
 func statusError(address *url.URL, status int, body []byte) error {

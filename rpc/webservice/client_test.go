@@ -181,24 +181,29 @@ func TestBrokenServiceIsAClearErrorAndNoVerdict(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			service := foreign(t, row.handler)
 			client := newClient(t, service.URL)
-			check := func(path string, err error) {
+			check := func(script string, err error) {
 				t.Helper()
 				if err == nil {
-					t.Fatalf("%s: no error", path)
+					t.Fatalf("%s: no error", script)
 				}
 				if row.kind != nil && !errors.Is(err, row.kind) {
-					t.Errorf("%s: error %v, want %v", path, err, row.kind)
+					t.Errorf("%s: error %v, want %v", script, err, row.kind)
 				}
-				checkLine(t, err, "web service "+service.URL+path+": ")
+				if whole := "failing since " + time.RFC3339 + ": " + err.Error(); len(whole) > 200 { // fsm.MaxText
+					t.Errorf("%q has %d bytes and would be cut", whole, len(whole))
+				}
+				if !strings.HasPrefix(err.Error(), script+": ") || strings.Contains(err.Error(), service.URL) {
+					t.Errorf("error %v, want %s in front, and not the address, which stands beside it", err, script)
+				}
 				checkLine(t, err, row.want)
 			}
 			reply, err := client.Submit(t.Context(), 1, 2)
-			check("/submit.php", err)
+			check("submit.php", err)
 			if reply.Accepted || reply.Detail != "" {
 				t.Errorf("reply %+v beside the error", reply)
 			}
 			_, err = client.Block(t.Context())
-			check("/request.php", err)
+			check("request.php", err)
 		})
 	}
 }

@@ -184,8 +184,9 @@ func htmlNote(text []byte) string {
 	return ""
 }
 
-// maxExcerpt is how many bytes of somebody else's text an error shows (tuning).
-const maxExcerpt = 80
+// maxExcerpt is how many bytes of somebody else's text an error shows (tuning). With what stands before it an error usually
+// stays below fsm.MaxText, and so is not cut, once it is told since when the service fails.
+const maxExcerpt = 64
 
 // excerpt quotes the beginning of text in printable characters, on one line.
 func excerpt(text []byte) string {
