@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,6 +52,9 @@ type cluster struct {
 }
 
 func newCluster(dir string, out *printer, logLevel string) (*cluster, error) {
+	if err := refuseForeign(dir, "environment", "lock", "logs", "servers"); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -71,6 +75,39 @@ func newCluster(dir string, out *printer, logLevel string) (*cluster, error) {
 		client: rpc.NewClusterClient()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil
+}
+
+// errForeignFolder: a folder for data holds other things, which it might be a mistake to write among.
+var errForeignFolder = errors.New("not a folder of raftmine's data")
+
+// refuseForeign refuses a folder that holds something, but not mark, which every folder of ours has in the end. What else
+// is ours may be there without it: a process may have been killed before it made mark.
+func refuseForeign(dir, mark string, ours ...string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var foreign []string
+	for _, entry := range entries {
+		switch name := entry.Name(); {
+		case name == mark:
+			return nil
+		case name != "lost+found" && !slices.Contains(ours, name):
+			foreign = append(foreign, name)
+		}
+	}
+	if len(foreign) == 0 {
+		return nil
+	}
+	names := strings.Join(foreign[:min(3, len(foreign))], ", ")
+	if more := len(foreign) - 3; more > 0 {
+		names += fmt.Sprintf(" and %d more", more)
+	}
+	return hinted(fmt.Errorf("%s is %w: it holds %s, and no %s", dir, errForeignFolder, names, mark),
+		"choose an empty folder with --data-dir DIR")
 }
 
 // start starts one process under a supervisor, which reports its end.

@@ -139,6 +139,8 @@ func TestCommandsThatCannotWorkSayWhatToDo(t *testing.T) {
 		{"server's port in use", []string{"server", "--listen", busy.Addr().String()}, []string{busy.Addr().String(), "in use", "hint: "}},
 		{"web service's port in use", []string{"webservice", "--listen", busy.Addr().String()}, []string{busy.Addr().String(), "in use", "hint: "}},
 		{"foreign data directory", []string{"server", "--data-dir", foreign}, []string{foreign, "thesis.txt", "hint: "}},
+		{"run's foreign data directory", []string{"run", "--data-dir", foreign}, []string{foreign, "thesis.txt", "hint: choose an empty folder"}},
+		{"web service's foreign data directory", []string{"webservice", "--data-dir", foreign}, []string{foreign, "thesis.txt", "hint: choose an empty folder"}},
 		{"data directory is a file", []string{"server", "--data-dir", file}, []string{file, "hint: choose a folder"}},
 		{"data directory below a file", []string{"server", "--data-dir", filepath.Join(file, "x")}, []string{file, "hint: "}},
 		{"data directory where none can be made", []string{"server", "--data-dir", os.DevNull + "/x"}, []string{os.DevNull, "hint: choose a folder"}},

@@ -114,6 +114,9 @@ func (o *runOptions) run(ctx context.Context, out *printer, logLevel string) (er
 		return hinted(err, "choose a folder that can be written with --data-dir DIR")
 	}
 	c, err := newCluster(dir, out, logLevel)
+	if errors.Is(err, errForeignFolder) {
+		return err
+	}
 	if errors.Is(err, registry.ErrHeld) {
 		return hinted(fmt.Errorf("another run uses %s: %w", dir, err), "end it first, or choose another folder with --data-dir DIR")
 	}

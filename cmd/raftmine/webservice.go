@@ -55,6 +55,9 @@ servers without --web-service find it.`,
 			if dataDir == "" {
 				dataDir = filepath.Join(env.Dir(), "webservice")
 			}
+			if err := refuseForeign(dataDir, webservice.ChainFile); err != nil {
+				return err
+			}
 			ctx, cancel := withParent(cmd.Context(), withStdin)
 			defer cancel()
 

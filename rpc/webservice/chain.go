@@ -26,8 +26,8 @@ var (
 	ErrDamaged = errors.New("damaged, or not a web service's chain")
 )
 
-// chainFile is the name of the chain in the data directory.
-const chainFile = "chain.db"
+// ChainFile is the name of the chain in the data directory.
+const ChainFile = "chain.db"
 
 // The file's layout (protocol of the data directory): a bucket of facts and a bucket of records, whose keys are
 // heights in 8 big-endian bytes, from 1 without a gap.
@@ -72,7 +72,7 @@ func openChain(folder string, genesis pow.Hash) (*chain, tip, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, tip{}, fmt.Errorf("web service data directory: %w", err)
 	}
-	c := &chain{path: filepath.Join(folder, chainFile)}
+	c := &chain{path: filepath.Join(folder, ChainFile)}
 	err := guard(func() (err error) {
 		c.db, err = bbolt.Open(c.path, 0o600, &bbolt.Options{Timeout: time.Second})
 		return err

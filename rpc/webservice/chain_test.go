@@ -47,12 +47,12 @@ func TestBlockIsInTheFileWhenSuccessIsAnswered(t *testing.T) {
 	for height := uint64(1); height <= 3; height++ {
 		digest := mineBlock(t, server, height)
 		// A copy of the file is what a kill at this moment would leave.
-		file, err := os.ReadFile(filepath.Join(folder, chainFile))
+		file, err := os.ReadFile(filepath.Join(folder, ChainFile))
 		if err != nil {
 			t.Fatal(err)
 		}
 		left := t.TempDir()
-		if err := os.WriteFile(filepath.Join(left, chainFile), file, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(left, ChainFile), file, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if got := serverBlock(openServer(t, ServerConfig{DataDir: left})); got.Previous != digest || got.Height != height+1 {
@@ -98,7 +98,7 @@ func TestGenesisHashIsFixed(t *testing.T) {
 
 func TestDamagedFileIsAClearErrorAndIsLeftAlone(t *testing.T) {
 	good, _ := chainOf(t, 40)
-	file, err := os.ReadFile(filepath.Join(good, chainFile))
+	file, err := os.ReadFile(filepath.Join(good, ChainFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestDamagedFileIsAClearErrorAndIsLeftAlone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			folder := t.TempDir()
-			path := filepath.Join(folder, chainFile)
+			path := filepath.Join(folder, ChainFile)
 			if err := os.WriteFile(path, file, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -205,7 +205,7 @@ func TestFolderThatCannotBeUsedIsAClearError(t *testing.T) {
 		checkLine(t, err, "web service data directory: mkdir "+taken)
 	}
 	folderAsFile := t.TempDir()
-	if err := os.Mkdir(filepath.Join(folderAsFile, chainFile), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(folderAsFile, ChainFile), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := OpenServer(ServerConfig{DataDir: folderAsFile}); err == nil {
