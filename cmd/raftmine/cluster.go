@@ -49,6 +49,7 @@ type cluster struct {
 
 	mu       sync.Mutex
 	children map[string]*child // by name; the newest process of each
+	ended    chan struct{}     // has room for one: a process ended that is not started again
 }
 
 func newCluster(dir string, out *printer, logLevel string) (*cluster, error) {
@@ -72,7 +73,7 @@ func newCluster(dir string, out *printer, logLevel string) (*cluster, error) {
 		return nil, errors.Join(err, lock.Release())
 	}
 	c := &cluster{dir: dir, lock: lock, env: env, out: out, logLevel: logLevel, children: make(map[string]*child),
-		client: rpc.NewClusterClient()}
+		ended: make(chan struct{}, 1), client: rpc.NewClusterClient()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -144,6 +145,12 @@ func (c *cluster) supervise(role, name string, args []string, process *child) {
 		why = said
 	}
 	c.out.print(ended, "%s (pid %d) ended: %s", name, process.pid(), why)
+	if !c.respawn {
+		select {
+		case c.ended <- struct{}{}:
+		default:
+		}
+	}
 	for c.respawn {
 		select {
 		case <-c.ctx.Done():
@@ -156,6 +163,30 @@ func (c *cluster) supervise(role, name string, args []string, process *child) {
 		}
 		c.out.print(processEnded{Event: "process_ended", Role: role, Error: err.Error()}, "%s: %v", name, err)
 	}
+}
+
+// awaitLastServer returns nil once every server has ended for good, or the error of ctx.
+func (c *cluster) awaitLastServer(ctx context.Context) error {
+	for c.respawn || c.lives("server") {
+		select {
+		case <-c.ended:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// lives reports whether a process of the role runs.
+func (c *cluster) lives(role string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, process := range c.children {
+		if process.role == role && process.alive() {
+			return true
+		}
+	}
+	return false
 }
 
 // processEnded says that a child ended although nobody asked for it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"raftmine/fsm"
@@ -48,19 +49,21 @@ func (c *cluster) settledBlocks(ctx context.Context) (uint64, error) {
 	}
 }
 
-// follow prints what happens until blocks are accepted (0: until ctx ends) and returns how many were.
+var errServersEnded = errors.New("every server has ended")
+
+// follow prints what happens until blocks are accepted (0: until ctx ends) and returns how many were. It is an error when
+// there is nobody left to accept any.
 func (c *cluster) follow(ctx context.Context, after, blocks uint64) (accepted uint64, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	progress := make(chan struct{})
-	go func() {
-		defer close(progress)
-		c.showProgress(ctx)
-	}()
-	defer func() {
-		cancel()
-		<-progress
-	}()
+	ctx, cancel := context.WithCancelCause(ctx)
+	var beside sync.WaitGroup
+	beside.Go(func() { c.showProgress(ctx) })
+	beside.Go(func() {
+		if c.awaitLastServer(ctx) == nil {
+			cancel(errServersEnded)
+		}
+	})
+	defer beside.Wait()
+	defer cancel(nil)
 	var lastLeader rpc.LeaderEvent
 	w := watcher{client: c.client, fromStart: true, after: after, addresses: c.watchable}
 	err = w.watch(ctx, func(told rpc.Watched) error {
@@ -83,6 +86,10 @@ func (c *cluster) follow(ctx context.Context, after, blocks uint64) (accepted ui
 		}
 		return nil
 	})
+	if errors.Is(context.Cause(ctx), errServersEnded) {
+		return accepted, hinted(fmt.Errorf("%w, and %d %s accepted", errServersEnded, accepted, plural(accepted, "block")),
+			fmt.Sprintf("see why in %s/logs; --data-dir %s goes on from here, and --respawn starts dead processes again", c.dir, c.dir))
+	}
 	return accepted, endedEarly(ctx, err)
 }
 

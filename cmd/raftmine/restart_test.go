@@ -141,3 +141,29 @@ func TestRunEndsInOrderBesideAPausedServer(t *testing.T) {
 		})
 	}
 }
+
+// TestRunWhoseServersAllDiedEndsWithAnError, and with no process left: nobody will ever accept another block.
+func TestRunWhoseServersAllDiedEndsWithAnError(t *testing.T) {
+	dir := filepath.Join(keepOnFailure(t), "run")
+	run := startProcess(t, "run", "--servers", "2", "--miners", "1", "--zeros", "16", "--block-time", "0s", "--data-dir", dir, "-o", "json")
+	for started, next := run.waitEvent(0, "process_started"); started["role"] != "miner"; { // the last to start
+		started, next = run.waitEvent(next, "process_started")
+	}
+	for _, started := range run.events("process_started") {
+		if started["role"] == "server" {
+			if err := syscall.Kill(int(started["pid"].(float64)), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if code := run.waitExit(); code != exitFailed {
+		t.Errorf("exit code %d, want %d", code, exitFailed)
+	}
+	said := run.errors()
+	if !strings.Contains(said, "raftmine: every server has ended") || !strings.Contains(said, "hint: see why in "+dir+"/logs") || strings.Count(said, "\n") != 2 {
+		t.Errorf("said %q, want one line and a hint", said)
+	}
+	if ended := run.events("process_ended"); len(ended) != 2 {
+		t.Errorf("told that %v ended, want two servers", ended)
+	}
+}
