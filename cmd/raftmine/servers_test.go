@@ -61,7 +61,7 @@ func TestTwoTerminalsMineTogether(t *testing.T) {
 	// A shorter heartbeat than 5 s makes the test short; nothing else depends on it.
 	args := append([]string{"server", "--mine", "1", "--heartbeat", "500ms"}, in...)
 	one := startProcess(t, args...)
-	_, _ = one.waitEvent(0, "leader")
+	_, _ = one.waitEvent(0, "miner_waits") // it leads
 	two := startProcess(t, args...)
 	started, _ := two.waitEvent(0, "process_started")
 	if started["id"] != float64(2) {
@@ -83,6 +83,9 @@ func TestTwoTerminalsMineTogether(t *testing.T) {
 			}
 			return seen >= 2
 		})
+	}
+	if first, second := len(one.events("miner_waits")), len(two.events("miner_waits")); first != 1 || second != 0 {
+		t.Errorf("told %d and %d times that the miner waits, want once, by the server that leads", first, second)
 	}
 	addresses, problem := addressesOf(t, environment)
 	if problem != "" || len(addresses) != 2 {

@@ -197,7 +197,8 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 		}()
 		defer func() { <-done }()
 	}
-	var known uint64 // the leader that was told last
+	var known uint64        // the leader that was told last
+	toldMinerWaits := false // once is enough: leadership may come and go
 	waiting := newWaitingPace(time.Now())
 	ticker := time.NewTicker(roleEach)
 	defer ticker.Stop()
@@ -213,8 +214,13 @@ func (o *serverOptions) tellRole(ctx context.Context, node *raftnode.Node, env *
 			known = status.LeaderID
 			out.print(leaderView{"leader", status.LeaderID, status.Term}, "leader is server %d (term %d)", status.LeaderID, status.Term)
 			if leading != nil {
+				self := status.LeaderID == node.ID()
+				if self && !toldMinerWaits {
+					out.print(minerWaitsView{"miner_waits"}, "this server leads, so its miner waits until another one leads")
+					toldMinerWaits = true
+				}
 				select {
-				case leading <- status.LeaderID == node.ID():
+				case leading <- self:
 				case <-ctx.Done():
 				}
 			}
@@ -246,6 +252,11 @@ func (w *waitingPace) due(now time.Time, alone string) bool {
 	}
 	w.said, w.alone = true, alone
 	return true
+}
+
+// minerWaitsView says that the companion miner has no work, because its server leads.
+type minerWaitsView struct {
+	Event string `json:"event"`
 }
 
 type waitingView struct {
