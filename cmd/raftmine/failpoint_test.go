@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	_ "unsafe" // for linkname
 
@@ -14,11 +16,13 @@ import (
 )
 
 // failpointVariable names a folder. A server of this test binary that comes to the point that the file "armed" there names
-// leaves what it was about to do in the file "dead", and is gone as by kill -9. So one process dies, once.
+// leaves what it was about to do in the file "struck", and sends itself the signal named there. So one process is struck, once.
 const failpointVariable = "TEST_FAILPOINTS"
 
-// The steps of a solution, at which a leader can be made to die.
+// The steps of a block, at which a leader can be struck.
 const (
+	pointAfterOpen    = "after-open"    // the job is logged, nobody was told
+	pointAfterGrant   = "after-grant"   // a range is logged as granted, and not sent
 	pointBeforeSolve  = "before-solve"  // the miner told it, nothing is logged
 	pointAfterSolve   = "after-solve"   // solution and intent are logged, nobody was told
 	pointBeforeSubmit = "before-submit" // the last check is passed, the request is not sent
@@ -34,8 +38,11 @@ func pointOfRecovery(step string) string { return "recovery: " + step }
 //go:linkname raftnodeStep raftmine/raftnode.recoveryStep
 var raftnodeStep func(step string)
 
-// failpointMark is what a process leaves behind. The last solution it knew, if any.
-type failpointMark struct{ Nonce, Timestamp uint64 }
+// failpointMark is what a process leaves behind: itself, and the last solution that it knew, if any.
+type failpointMark struct {
+	PID              int
+	Nonce, Timestamp uint64
+}
 
 // useFailpoints makes this process come to failpoints; an empty folder: it does not.
 func useFailpoints(folder string) {
@@ -52,25 +59,33 @@ func useFailpoints(folder string) {
 // failpoints is the folder.
 type failpoints string
 
-func (f failpoints) armed() string { return filepath.Join(string(f), "armed") }
-func (f failpoints) dead() string  { return filepath.Join(string(f), "dead") }
+func (f failpoints) armed() string  { return filepath.Join(string(f), "armed") }
+func (f failpoints) struck() string { return filepath.Join(string(f), "struck") }
 
-// arm chooses the next point.
-func (f failpoints) arm(point string) error {
-	next := filepath.Join(string(f), "next")
-	return errors.Join(os.RemoveAll(f.dead()), os.WriteFile(next, []byte(point), 0o600), os.Rename(next, f.armed()))
+// arm chooses the next point, and what happens there.
+func (f failpoints) arm(point string, signal syscall.Signal) error {
+	return errors.Join(os.RemoveAll(f.struck()), f.put(f.armed(), []byte(strconv.Itoa(int(signal))+" "+point)))
 }
 
-// reach ends this process if it is the first one at the armed point.
+// put writes a file that is whole once it is there.
+func (f failpoints) put(path string, content []byte) error {
+	return errors.Join(os.WriteFile(path+".new", content, 0o600), os.Rename(path+".new", path))
+}
+
+// reach strikes this process if it is the first one at the armed point.
 func (f failpoints) reach(point string, nonce, timestamp uint64) {
 	armed, err := os.ReadFile(f.armed())
-	if err != nil || string(armed) != point || os.Remove(f.armed()) != nil {
+	number, at, _ := strings.Cut(string(armed), " ")
+	if err != nil || at != point || os.Remove(f.armed()) != nil {
 		return
 	}
-	mark, _ := json.Marshal(failpointMark{nonce, timestamp})
-	_ = os.WriteFile(f.dead(), mark, 0o600) // what is missing the test finds
-	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	select {}
+	mark, _ := json.Marshal(failpointMark{os.Getpid(), nonce, timestamp})
+	_ = f.put(f.struck(), mark) // what is missing the test finds
+	signal, _ := strconv.Atoi(number)
+	_ = syscall.Kill(os.Getpid(), syscall.Signal(signal))
+	if syscall.Signal(signal) == syscall.SIGKILL {
+		select {}
+	}
 }
 
 type failProposer struct {
@@ -95,6 +110,10 @@ func (p failProposer) Propose(ctx context.Context, commands ...fsm.Command) ([]f
 			continue
 		}
 		switch command.(type) {
+		case fsm.OpenJob:
+			p.reach(pointAfterOpen, 0, 0)
+		case fsm.GrantWork:
+			p.reach(pointAfterGrant, 0, 0)
 		case fsm.Solve:
 			p.reach(pointAfterSolve, solve.Nonce, solve.Timestamp)
 		case fsm.Submitted:

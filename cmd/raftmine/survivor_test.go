@@ -172,7 +172,7 @@ func TestSurvivorKilledAtEachStepOfItsRecovery(t *testing.T) {
 	s := startSurvivors(t, 3)
 	recoveries, decided := 0.0, false
 	for _, step := range steps {
-		if err := points.arm(pointOfRecovery(step)); err != nil {
+		if err := points.arm(pointOfRecovery(step), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		s.kill(1)
@@ -180,7 +180,7 @@ func TestSurvivorKilledAtEachStepOfItsRecovery(t *testing.T) {
 		if code := s.servers[2].waitExit(); code == exitDone {
 			t.Fatalf("%s: server 3 ended by itself", step)
 		}
-		if _, err := os.Stat(points.dead()); err != nil {
+		if _, err := os.Stat(points.struck()); err != nil {
 			t.Fatalf("%s: server 3 did not come there: %s", step, s.servers[2].errors())
 		}
 		s.servers[2] = nil
