@@ -100,7 +100,7 @@ func (c *Coordinator) logVerdict(job fsm.Job, verdict fsm.Verdict, detail string
 			return nil
 		}
 		level := slog.LevelWarn
-		if errors.Is(err, ErrNotLeader) { // leadership moves, and the next leader does this
+		if errors.Is(err, ErrNotLeader) || c.term.Err() != nil { // leadership moves, and the next leader does this
 			level = slog.LevelDebug
 		}
 		c.log.Log(c.term, level, "verdict not logged yet", "job", job.ID, "error", err)
