@@ -22,8 +22,8 @@ test: ## all tests that every change must pass; under 5 minutes on 2 cores
 race: ## the same with the race detector
 	$(GO) test -race -timeout 20m ./...
 
-e2e: ## the end-to-end tests with more rounds, and a drill of 100 faults
-	RAFTMINE_E2E=full $(GO) test -count=1 -timeout 40m ./cmd/raftmine
+e2e: ## the end-to-end tests with more rounds, and a drill of 100 faults; tells each test, and why one was skipped
+	RAFTMINE_E2E=full $(GO) test -v -count=1 -timeout 40m ./cmd/raftmine
 
 soak: ## random faults against simulated clusters, for SOAK=10m; says how many, and prints a schedule that breaks a promise
 	$(GO) test -count=1 -timeout 0 -run '^TestSimulation$$' ./cmd/raftmine -sim.for $(SOAK)

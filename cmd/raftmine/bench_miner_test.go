@@ -129,11 +129,12 @@ func startSearcher(b *testing.B, c *cluster, name string, threads int) *searcher
 		b.Fatal(err)
 	}
 	s.pid = startHelper(b, asSearcher, func([]byte) {}, args...)
-	for deadline := time.Now().Add(patience); s.hashes.Load() == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			b.Fatalf("searcher %q does not search", name)
+	eventually(b, fmt.Sprintf("searcher %q searches", name), func() string {
+		if s.hashes.Load() == 0 {
+			return "no hash yet"
 		}
-	}
+		return ""
+	})
 	s.pause(b)
 	return s
 }
@@ -146,7 +147,7 @@ func (s *searcher) turn(b *testing.B, length time.Duration) turn {
 	if err := syscall.Kill(s.pid, syscall.SIGCONT); err != nil {
 		b.Fatal(err)
 	}
-	time.Sleep(length)
+	time.Sleep(length) // what is measured
 	t := turn{clock: s.pause(b).Sub(began), hashes: float64(s.hashes.Load() - hashes)}
 	if now, ok := processTime(s.pid); ok && known {
 		t.spent = now - spent

@@ -111,7 +111,7 @@ func BenchmarkThousandMiners(b *testing.B) {
 		farms.waitConnected(b)
 		before := farms.counts()
 		began := time.Now()
-		time.Sleep(length)
+		time.Sleep(length) // what is measured
 		after := farms.counts()
 		seconds := time.Since(began).Seconds()
 		grants, answers := float64(after.Grants-before.Grants)/seconds, float64(after.Answers-before.Answers)/seconds
@@ -133,7 +133,7 @@ func BenchmarkMinerMemory(b *testing.B) {
 		f := startFarms(b, c, farms, each, false)
 		f.waitConnected(b)
 		var samples []float64
-		for range 15 { // over three heartbeats
+		for range 15 { // a sample each second, over three heartbeats
 			time.Sleep(time.Second)
 			samples = append(samples, float64(residentBytes(b, leader)-before)/(farms*each)/1024)
 		}

@@ -346,10 +346,11 @@ func (a agreement) String() string {
 // compareStates waits until every server that answers has applied the same entries, and compares their states. One that
 // was killed or is paused has no say.
 func (c *cluster) compareStates(addresses []string) (agreement, error) {
-	deadline := time.Now().Add(stopPatience)
+	patience, cancel := context.WithTimeout(context.Background(), stopPatience) // also after Ctrl-C: that is when it is asked
+	defer cancel()
 	for {
 		states := make([]*rpc.Status, len(addresses))
-		ctx, cancel := context.WithTimeout(context.Background(), answerPatience)
+		ctx, cancel := context.WithTimeout(patience, answerPatience)
 		var asked sync.WaitGroup
 		for i, address := range addresses {
 			asked.Go(func() {
@@ -374,10 +375,10 @@ func (c *cluster) compareStates(addresses []string) (agreement, error) {
 			return agreement{}, nil
 		case same:
 			return agreement{AppliedIndex: states[0].AppliedIndex, StateDigest: states[0].StateDigest.String(), Servers: len(states)}, nil
-		case time.Now().After(deadline):
+		case patience.Err() != nil:
 			return agreement{}, errors.New("the servers did not reach the same index in time")
 		}
-		time.Sleep(20 * time.Millisecond)
+		wait(patience, 20*time.Millisecond)
 	}
 }
 

@@ -38,7 +38,7 @@ func startFailover(b *testing.B, servers int) *failover {
 // settle waits until all servers are up and server 1 leads.
 func (f *failover) settle(b *testing.B) {
 	b.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	eventually(b, "all servers are up, and server 1 leads", func() string {
 		s, err := bestStatus(b.Context(), f.client, f.watchable())
 		up := 0
 		for _, server := range s.Servers {
@@ -47,13 +47,11 @@ func (f *failover) settle(b *testing.B) {
 				f.addressOf[server.ID-1] = server.Address
 			}
 		}
-		if err == nil && up == f.servers && s.LeaderID == 1 && s.Coordinator != nil {
-			return
+		if err != nil || up != f.servers || s.LeaderID != 1 || s.Coordinator == nil {
+			return fmt.Sprintf("%+v, %v", s, err)
 		}
-		if time.Now().After(deadline) {
-			b.Fatalf("the cluster did not settle: %+v, %v", s, err)
-		}
-	}
+		return ""
+	})
 }
 
 // until signals server 1 and returns the time until server 2 has granted work.

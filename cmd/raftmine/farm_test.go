@@ -243,15 +243,14 @@ func (f *farms) counts() farmCounts {
 // waitConnected waits until every simulated miner holds work. An answer that was refused ends the benchmark.
 func (f *farms) waitConnected(b *testing.B) {
 	b.Helper()
-	deadline := time.Now().Add(3 * time.Minute)
-	for {
+	eventuallyWithin(b, 3*time.Minute, "all simulated miners hold work", func() string {
 		counts := f.counts()
-		if counts.Connected == f.miners {
-			return
-		}
-		if counts.Failed > 0 || time.Now().After(deadline) {
+		if counts.Failed > 0 {
 			b.Fatalf("%d of %d simulated miners hold work, %d failed", counts.Connected, f.miners, counts.Failed)
 		}
-		time.Sleep(20 * time.Millisecond)
-	}
+		if counts.Connected < f.miners {
+			return fmt.Sprintf("%d of %d do", counts.Connected, f.miners)
+		}
+		return ""
+	})
 }

@@ -217,7 +217,12 @@ func command(t *testing.T, args ...string) (code int, stdout, stderr string) {
 }
 
 // eventually waits until check returns "", polling, and fails with its last answer.
-func eventually(t *testing.T, what string, check func() string) {
+func eventually(t testing.TB, what string, check func() string) {
+	t.Helper()
+	eventuallyWithin(t, patience, what, check)
+}
+
+func eventuallyWithin(t testing.TB, patience time.Duration, what string, check func() string) {
 	t.Helper()
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()

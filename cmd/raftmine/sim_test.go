@@ -206,7 +206,7 @@ func (s *sim) storm() {
 	slices.SortStableFunc(steps, func(a, b step) int { return int(a.at - b.at) })
 	began := time.Now()
 	for _, step := range steps {
-		time.Sleep(time.Until(began.Add(step.at)))
+		time.Sleep(time.Until(began.Add(step.at))) // virtual time, as all in a simulation
 		step.do()
 	}
 }
@@ -221,7 +221,7 @@ func (s *sim) recovered(who string) error {
 		if time.Since(began) > simQuiet {
 			return fmt.Errorf("%s does not recover within %v: %s", who, simQuiet, problem)
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond) // virtual
 		for _, server := range s.servers {
 			if server.running() == nil {
 				s.revive(server.id)
