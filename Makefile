@@ -8,7 +8,7 @@ LOAD  ?= 10m
 .PHONY: help build run test race e2e soak load bench fuzz generate check
 
 help: ## say what each target does
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@grep -E '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 build: ## the binary, at bin/raftmine
 	$(GO) build -trimpath -o bin/raftmine ./cmd/raftmine
