@@ -6,8 +6,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	_ "unsafe" // for linkname
 
@@ -16,10 +14,11 @@ import (
 )
 
 // failpointVariable names a folder. A server of this test binary that comes to the point that the file "armed" there names
-// leaves what it was about to do in the file "struck", and sends itself the signal named there. So one process is struck, once.
+// leaves what it was about to do in the file "struck", and sends itself, or the process named there, a signal. So one process is
+// struck, once.
 const failpointVariable = "TEST_FAILPOINTS"
 
-// The steps of a block, at which a leader can be struck.
+// The steps of a block, to which a leader comes.
 const (
 	pointAfterOpen    = "after-open"    // the job is logged, nobody was told
 	pointAfterGrant   = "after-grant"   // a range is logged as granted, and not sent
@@ -38,7 +37,7 @@ func pointOfRecovery(step string) string { return "recovery: " + step }
 //go:linkname raftnodeStep raftmine/raftnode.recoveryStep
 var raftnodeStep func(step string)
 
-// failpointMark is what a process leaves behind: itself, and the last solution that it knew, if any.
+// failpointMark is what a process leaves behind: who is struck, and the last solution that it knew, if any.
 type failpointMark struct {
 	PID              int
 	Nonce, Timestamp uint64
@@ -62,9 +61,17 @@ type failpoints string
 func (f failpoints) armed() string  { return filepath.Join(string(f), "armed") }
 func (f failpoints) struck() string { return filepath.Join(string(f), "struck") }
 
+// blow is what happens at a point.
+type blow struct {
+	Point  string
+	Signal syscall.Signal
+	PID    int // who gets it; 0: the one that comes there
+}
+
 // arm chooses the next point, and what happens there.
-func (f failpoints) arm(point string, signal syscall.Signal) error {
-	return errors.Join(os.RemoveAll(f.struck()), f.put(f.armed(), []byte(strconv.Itoa(int(signal))+" "+point)))
+func (f failpoints) arm(b blow) error {
+	armed, err := json.Marshal(b)
+	return errors.Join(err, os.RemoveAll(f.struck()), f.put(f.armed(), armed))
 }
 
 // put writes a file that is whole once it is there.
@@ -72,18 +79,20 @@ func (f failpoints) put(path string, content []byte) error {
 	return errors.Join(os.WriteFile(path+".new", content, 0o600), os.Rename(path+".new", path))
 }
 
-// reach strikes this process if it is the first one at the armed point.
+// reach strikes if this process is the first one at the armed point.
 func (f failpoints) reach(point string, nonce, timestamp uint64) {
 	armed, err := os.ReadFile(f.armed())
-	number, at, _ := strings.Cut(string(armed), " ")
-	if err != nil || at != point || os.Remove(f.armed()) != nil {
+	var b blow
+	if err != nil || json.Unmarshal(armed, &b) != nil || b.Point != point || os.Remove(f.armed()) != nil {
 		return
 	}
-	mark, _ := json.Marshal(failpointMark{os.Getpid(), nonce, timestamp})
+	if b.PID == 0 {
+		b.PID = os.Getpid()
+	}
+	mark, _ := json.Marshal(failpointMark{b.PID, nonce, timestamp})
 	_ = f.put(f.struck(), mark) // what is missing the test finds
-	signal, _ := strconv.Atoi(number)
-	_ = syscall.Kill(os.Getpid(), syscall.Signal(signal))
-	if syscall.Signal(signal) == syscall.SIGKILL {
+	_ = syscall.Kill(b.PID, b.Signal)
+	if b.PID == os.Getpid() && b.Signal == syscall.SIGKILL {
 		select {}
 	}
 }

@@ -15,10 +15,11 @@ import (
 	"raftmine/raftnode/registry"
 )
 
-// TestLeaderIsStruckAtEachStepOfABlock kills the leader exactly at each step from a job to its logged verdict, pauses it there,
-// and stops it. The next leader ends what was begun: the web service accepts each height once, and no solution that was logged
-// is lost. A leader that goes on after a pause may send the request that it was about to send, and changes nothing.
-func TestLeaderIsStruckAtEachStepOfABlock(t *testing.T) {
+// TestProcessesAreStruckAtEachStepOfABlock kills the leader exactly at each step from a job to its logged verdict, pauses it there,
+// and stops it, and so a follower and the miner when the leader is there. What was begun is ended: the web service accepts each
+// height once, and no solution that was logged is lost. A leader that goes on after a pause may send the request that it was
+// about to send, and changes nothing.
+func TestProcessesAreStruckAtEachStepOfABlock(t *testing.T) {
 	dir := keepOnFailure(t)
 	t.Setenv(asRaftmine, "1") // for the children
 	t.Setenv(failpointVariable, dir)
@@ -41,13 +42,19 @@ func TestLeaderIsStruckAtEachStepOfABlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	points := []string{pointAfterOpen, pointAfterGrant, pointBeforeSolve, pointAfterSolve, pointBeforeSubmit, pointAfterSubmit, pointAfterVerdict}
-	signals := map[syscall.Signal][]string{syscall.SIGKILL: points, syscall.SIGSTOP: points, syscall.SIGTERM: points}
-	if !fullEndToEnd() {
-		signals[syscall.SIGSTOP], signals[syscall.SIGTERM] = []string{pointBeforeSubmit}, []string{pointAfterSubmit}
+	few := map[string][]string{ // in each run of the tests
+		"leader killed": points, "leader stopped (signal)": {pointBeforeSubmit}, "leader terminated": {pointAfterSubmit},
+		serverName(3) + " killed": {pointAfterSolve}, minerName(1) + " killed": {pointAfterGrant},
 	}
-	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGTERM} {
-		for _, point := range signals[signal] {
-			strikeLeader(t, d, failpoints(dir), point, signal)
+	for _, who := range []string{"leader", serverName(3), minerName(1)} {
+		for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP, syscall.SIGTERM} {
+			at := points
+			if !fullEndToEnd() {
+				at = few[who+" "+signal.String()]
+			}
+			for _, point := range at {
+				strikeAt(t, d, failpoints(dir), who, blow{Point: point, Signal: signal})
+			}
 		}
 	}
 	end, err := d.settle()
@@ -66,15 +73,18 @@ func TestLeaderIsStruckAtEachStepOfABlock(t *testing.T) {
 	}
 }
 
-// strikeLeader strikes the leader at a point, waits until the others go on, and brings it back.
-func strikeLeader(t *testing.T, d *drill, points failpoints, point string, signal syscall.Signal) {
+// strikeAt strikes a process when the leader is at a point, waits until the others go on, and brings it back.
+func strikeAt(t *testing.T, d *drill, points failpoints, who string, b blow) {
 	t.Helper()
-	name := fmt.Sprintf("%v %s", signal, point)
-	if err := points.arm(point, signal); err != nil {
+	name := fmt.Sprintf("%s %v %s", who, b.Signal, b.Point)
+	if who != "leader" {
+		b.PID = d.process(who).pid()
+	}
+	if err := points.arm(b); err != nil {
 		t.Fatal(err)
 	}
 	var mark failpointMark
-	eventually(t, "the leader comes to "+point, func() string {
+	eventually(t, "the leader comes to "+b.Point, func() string {
 		data, err := os.ReadFile(points.struck())
 		if err == nil {
 			err = json.Unmarshal(data, &mark)
@@ -84,40 +94,63 @@ func strikeLeader(t *testing.T, d *drill, points failpoints, point string, signa
 		}
 		return ""
 	})
-	victim := 0
-	for id := 1; id <= d.o.servers; id++ {
+	for id := 1; who == "leader" && id <= d.o.servers; id++ {
 		if d.server(id).pid() == mark.PID {
-			victim = id
+			who = serverName(id)
 		}
 	}
-	if victim == 0 {
+	struck := d.process(who)
+	if struck == nil {
 		t.Fatalf("%s: no server has pid %d", name, mark.PID)
 	}
-	struck := d.server(victim)
-	if signal != syscall.SIGSTOP {
+	if b.Signal != syscall.SIGSTOP {
 		select {
 		case <-struck.exited:
 		case <-time.After(patience):
-			t.Fatalf("%s: server %d does not end: see %s", name, victim, struck.log)
+			t.Fatalf("%s: %s does not end: see %s", name, who, struck.log)
 		}
 		status, ok := struck.cmd.ProcessState.Sys().(syscall.WaitStatus)
-		if !ok || signal == syscall.SIGKILL && status.Signal() != signal || signal == syscall.SIGTERM && status.ExitStatus() != exitDone {
-			t.Fatalf("%s: server %d ended with %v: see %s", name, victim, struck.waitErr, struck.log)
+		if !ok || b.Signal == syscall.SIGKILL && status.Signal() != b.Signal || b.Signal == syscall.SIGTERM && status.ExitStatus() != exitDone {
+			t.Fatalf("%s: %s ended with %v: see %s", name, who, struck.waitErr, struck.log)
 		}
 	}
+	back := func() {
+		var err error
+		switch id := 0; {
+		case b.Signal == syscall.SIGSTOP:
+			err = syscall.Kill(mark.PID, syscall.SIGCONT)
+		case who == minerName(1):
+			err = d.startMiner(t.Context(), 1)
+		default:
+			if _, err = fmt.Sscanf(who, "server-%d", &id); err == nil {
+				err = d.startServer(t.Context(), id)
+			}
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	if who == minerName(1) { // nobody else finds blocks
+		eventually(t, name+": the leader has taken its ranges back", func() string {
+			view, problem := statusOf(t, d.env.Dir())
+			for _, miner := range view.Miners {
+				if miner.Name == who && miner.Connected {
+					problem += "it is connected"
+				}
+			}
+			return problem
+		})
+		back()
+	}
 	before := len(chainOf(d.service.report()))
-	eventually(t, name+": the next leader settles that block and one more", func() string {
+	eventually(t, name+": that block is settled, and one more", func() string {
 		if now := len(chainOf(d.service.report())); now < before+2 {
 			return fmt.Sprintf("%d blocks, were %d", now, before)
 		}
 		return ""
 	})
-	if signal == syscall.SIGSTOP {
-		if err := syscall.Kill(mark.PID, syscall.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
-	} else if err := d.startServer(t.Context(), victim); err != nil {
-		t.Fatalf("%s: %v", name, err)
+	if who != minerName(1) {
+		back()
 	}
 	eventually(t, name+": all servers are up", func() string {
 		view, problem := statusOf(t, d.env.Dir())
@@ -139,10 +172,10 @@ func strikeLeader(t *testing.T, d *drill, points failpoints, point string, signa
 	}
 	// A solution that nobody logged is the miner's to tell again, and it may find another one meanwhile.
 	switch {
-	case len(verdicts) == 0 && point == pointBeforeSolve:
+	case len(verdicts) == 0 && b.Point == pointBeforeSolve:
 	case len(verdicts) == 0 || verdicts[0] != "success":
 		t.Errorf("%s: the solution was called %q, want success", name, verdicts)
-	case len(verdicts) > 1 && (signal != syscall.SIGSTOP || point != pointBeforeSubmit): // there the last check was before the pause
+	case len(verdicts) > 1 && (b.Signal != syscall.SIGSTOP || b.Point != pointBeforeSubmit): // there the last check was before the pause
 		t.Errorf("%s: the solution was submitted %d times, want once", name, len(verdicts))
 	}
 }

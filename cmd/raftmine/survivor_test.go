@@ -172,7 +172,7 @@ func TestSurvivorKilledAtEachStepOfItsRecovery(t *testing.T) {
 	s := startSurvivors(t, 3)
 	recoveries, decided := 0.0, false
 	for _, step := range steps {
-		if err := points.arm(pointOfRecovery(step), syscall.SIGKILL); err != nil {
+		if err := points.arm(blow{Point: pointOfRecovery(step), Signal: syscall.SIGKILL}); err != nil {
 			t.Fatal(err)
 		}
 		s.kill(1)
